@@ -1,0 +1,1 @@
+"""Schedules, samplers as tables, guidance and the one loop that runs them."""

@@ -1,0 +1,1 @@
+"""Public checkpoint layouts in and out, without any deep-learning framework."""
