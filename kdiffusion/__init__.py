@@ -1,1 +1,48 @@
-"""Stable Diffusion, native to Keras."""
+"""Stable Diffusion, native to Keras.
+
+The public names are imported when they are first used, so `import kdiffusion` is quick.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_MODULES = {
+    "DiffusionModel": "kdiffusion.models.diffusion_model",
+    "Guidance": "kdiffusion.sampling.guidance",
+    "ImageDecoder": "kdiffusion.models.image_decoder",
+    "ImageEncoder": "kdiffusion.models.image_encoder",
+    "Sampler": "kdiffusion.sampling.samplers",
+    "Schedule": "kdiffusion.sampling.schedule",
+    "SimpleTokenizer": "kdiffusion.tokenizer",
+    "Spacing": "kdiffusion.sampling.levels",
+    "StableDiffusion": "kdiffusion.stable_diffusion",
+    "TextEncoder": "kdiffusion.models.text_encoder",
+}
+
+__all__ = ["__version__", *_MODULES]
+
+if TYPE_CHECKING:  # the same names for type checkers and editors, which cannot follow strings
+    from kdiffusion.models.diffusion_model import DiffusionModel as DiffusionModel
+    from kdiffusion.models.image_decoder import ImageDecoder as ImageDecoder
+    from kdiffusion.models.image_encoder import ImageEncoder as ImageEncoder
+    from kdiffusion.models.text_encoder import TextEncoder as TextEncoder
+    from kdiffusion.sampling.guidance import Guidance as Guidance
+    from kdiffusion.sampling.levels import Spacing as Spacing
+    from kdiffusion.sampling.samplers import Sampler as Sampler
+    from kdiffusion.sampling.schedule import Schedule as Schedule
+    from kdiffusion.stable_diffusion import StableDiffusion as StableDiffusion
+    from kdiffusion.tokenizer import SimpleTokenizer as SimpleTokenizer
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module 'kdiffusion' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_MODULES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
