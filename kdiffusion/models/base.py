@@ -1,0 +1,67 @@
+"""What the four models share: a functional graph inside a `keras.Model`, made from a record."""
+
+from __future__ import annotations
+
+import keras
+
+from kdiffusion import presets
+from kdiffusion.models.layers import Uninitialized
+
+
+class ArchitectureModel(keras.Model):
+    """A Keras model whose whole configuration is one architecture record.
+
+    Subclasses set `architecture_class` and implement `graph`. The model is a functional graph of
+    few, large layers, so `summary()`, `.keras` files and `.weights.h5` files work as on any Keras
+    model.
+
+    Args:
+        architecture: record of `kdiffusion.presets`, or a dictionary of its fields.
+        initialize: bool. `False` leaves the kernels unwritten, which makes building fast when
+            weights are loaded next. It is no part of the architecture, so not of `get_config`.
+        dtype: Keras dtype policy, or `None` for the global one.
+        name: str or `None`.
+    """
+
+    architecture_class: type
+
+    def __init__(self, architecture=None, *, initialize=True, dtype=None, name=None):
+        if architecture is None:
+            architecture = self.architecture_class()
+        elif isinstance(architecture, dict):
+            architecture = self.architecture_class(**architecture)
+        elif not isinstance(architecture, self.architecture_class):
+            raise ValueError(
+                f"`architecture` must be a `{self.architecture_class.__name__}` or a dictionary "
+                f"of its fields. Received: {architecture!r}"
+            )
+        policy = keras.dtype_policies.get(dtype or keras.config.dtype_policy())
+        initializer = "glorot_uniform" if initialize else Uninitialized()
+        options = {"kernel_initializer": initializer, "dtype": policy}
+        inputs, outputs = self.graph(architecture, options)
+        super().__init__(inputs=inputs, outputs=outputs, dtype=policy, name=name)
+        self.architecture = architecture
+
+    @staticmethod
+    def graph(architecture, options):
+        """Symbolic inputs and outputs of the network.
+
+        Args:
+            architecture: the record.
+            options: dict, keyword arguments that every layer with kernels takes.
+
+        Returns:
+            Dictionary of `keras.Input`s and the symbolic outputs.
+        """
+        raise NotImplementedError
+
+    def get_config(self):
+        return {
+            "architecture": presets.fields(self.architecture),
+            "dtype": keras.dtype_policies.serialize(self.dtype_policy),
+            "name": self.name,
+        }
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        return cls(**config)

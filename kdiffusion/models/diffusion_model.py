@@ -1,0 +1,147 @@
+"""The denoising U-Net."""
+
+from __future__ import annotations
+
+import keras
+
+from kdiffusion.models.attention import SpatialTransformer
+from kdiffusion.models.base import ArchitectureModel
+from kdiffusion.models.layers import (
+    Downsample,
+    GroupNorm,
+    ResnetBlock,
+    TimeEmbedding,
+    Upsample,
+    conv2d,
+)
+from kdiffusion.presets import DiffusionArchitecture
+
+
+@keras.saving.register_keras_serializable(package="kdiffusion")
+class DiffusionModel(ArchitectureModel):
+    """The network that latent diffusion trains: noisy latents, timestep and text → prediction.
+
+    Serves SD 1.x, SD 2.x (epsilon and v) and their 9-channel inpainting variants; what the
+    prediction means is the schedule's affair. Height and width are free in every call.
+
+    Reference: Rombach et al. 2022, section 3.3 and appendix E.2; the U-Net is that of Dhariwal &
+    Nichol 2021 with transformers in place of its attention.
+
+    Args:
+        architecture: `DiffusionArchitecture`, or a dictionary of its fields. Default: SD 1.x.
+        initialize: bool, `False` if weights are loaded next.
+        dtype: Keras dtype policy, or `None` for the global one.
+        name: str or `None`.
+
+    Call arguments:
+        inputs: dictionary of
+            `latents`: (batch, height, width, in_channels), unit order, any height and width;
+            `timestep`: (batch,) float32, the training timestep, fractions allowed;
+            `context`: (batch, tokens, context_width), text states.
+
+    Output shape:
+        (batch, height, width, out_channels).
+
+    Example:
+
+    ```python
+    model = DiffusionModel()
+    prediction = model({
+        "latents": np.zeros((1, 64, 64, 4)),
+        "timestep": np.array([981.0]),
+        "context": np.zeros((1, 77, 768)),
+    })
+    ```
+    """
+
+    architecture_class = DiffusionArchitecture
+
+    @staticmethod
+    def graph(architecture, options):
+        inputs = {
+            "latents": keras.Input((None, None, architecture.in_channels), name="latents"),
+            "timestep": keras.Input((), name="timestep", dtype="float32"),
+            "context": keras.Input((None, architecture.context_width), name="context"),
+        }
+        base = architecture.channels[0]
+        time = TimeEmbedding(base, 4 * base, name="time_embedding", **options)(inputs["timestep"])
+        unet = _Stages(architecture, options, time, inputs["context"])
+        x = conv2d(base, 3, "conv_in", **options)(inputs["latents"])
+        x = unet.up(unet.middle(*unet.down(x)))
+        norm = GroupNorm(
+            architecture.num_groups,
+            architecture.epsilon,
+            "silu",
+            dtype=options["dtype"],
+            name="norm_out",
+        )
+        return inputs, conv2d(architecture.out_channels, 3, "conv_out", **options)(norm(x))
+
+
+class _Stages:
+    """The way down, the middle and the way up, which share the time and text inputs."""
+
+    def __init__(self, architecture, options, time, context):
+        self.architecture = architecture
+        self.options = options
+        self.time = time
+        self.context = context
+
+    def down(self, x):
+        architecture = self.architecture
+        skips = [x]
+        for level, channels in enumerate(architecture.channels):
+            for index in range(architecture.layers_per_level):
+                x = self._resnet(x, channels, f"down_{level}_resnet_{index}")
+                x = self._transformer(x, level, f"down_{level}_transformer_{index}")
+                skips.append(x)
+            if level < len(architecture.channels) - 1:
+                x = Downsample(channels, name=f"down_{level}_downsample", **self.options)(x)
+                skips.append(x)
+        return x, skips
+
+    def middle(self, x, skips):
+        channels = self.architecture.channels[-1]
+        x = self._resnet(x, channels, "mid_resnet_0")
+        x = self._attend(x, self.architecture.mid_depth, -1, "mid_transformer")
+        return self._resnet(x, channels, "mid_resnet_1"), skips
+
+    def up(self, x_and_skips):
+        architecture = self.architecture
+        x, skips = x_and_skips
+        levels = list(enumerate(architecture.channels))[::-1]
+        for stage, (level, channels) in enumerate(levels):
+            for index in range(architecture.layers_per_level + 1):
+                x = keras.layers.Concatenate(name=f"up_{stage}_skip_{index}", dtype=x.dtype)(
+                    [x, skips.pop()]
+                )
+                x = self._resnet(x, channels, f"up_{stage}_resnet_{index}")
+                x = self._transformer(x, level, f"up_{stage}_transformer_{index}")
+            if level > 0:
+                x = Upsample(channels, name=f"up_{stage}_upsample", **self.options)(x, skips[-1])
+        return x
+
+    def _resnet(self, x, channels, name):
+        block = ResnetBlock(
+            channels,
+            self.architecture.num_groups,
+            self.architecture.epsilon,
+            name=name,
+            **self.options,
+        )
+        return block(x, self.time)
+
+    def _transformer(self, x, level, name):
+        return self._attend(x, self.architecture.depths[level], level, name)
+
+    def _attend(self, x, depth, level, name):
+        if depth == 0:
+            return x
+        transformer = SpatialTransformer(
+            depth,
+            self.architecture.num_heads[level],
+            self.architecture.num_groups,
+            name=name,
+            **self.options,
+        )
+        return transformer(x, self.context)

