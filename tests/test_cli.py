@@ -1,0 +1,290 @@
+"""The command line, with a stand-in for the model."""
+
+import os
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import kdiffusion
+from kdiffusion import cli
+from kdiffusion.metadata import Parameters, read_parameters
+
+ROOT = Path(__file__).parents[1]
+
+
+class StandIn:
+    """Draws its seeds; remembers what it was asked."""
+
+    error: BaseException | None = None
+    asked: dict = {}
+
+    @classmethod
+    def from_preset(cls, preset, **settings):
+        cls.asked = {"preset": preset, **settings}
+        return cls()
+
+    def text_to_image(self, prompt, *, seed, batch_size, height, width, **settings):
+        type(self).asked.update(settings, prompt=prompt, seed=seed, batch_size=batch_size)
+        print("progress")
+        if self.error:
+            raise self.error
+        shape = (batch_size, height or 16, width or 24, 3)
+        return np.broadcast_to(np.arange(batch_size, dtype=np.uint8)[:, None, None, None], shape)
+
+
+@pytest.fixture(autouse=True)
+def stand_in(monkeypatch, tmp_path):
+    """A stand-in for the model, in an empty folder, with the user's environment put back."""
+
+    class Fresh(StandIn):
+        pass
+
+    monkeypatch.setitem(vars(kdiffusion), "StableDiffusion", Fresh)
+    monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", os.environ.get("TF_CPP_MIN_LOG_LEVEL", "3"))
+    monkeypatch.chdir(tmp_path)
+    return Fresh
+
+
+def generate(*arguments):
+    return cli.main(["generate", *arguments])
+
+
+def files():
+    return sorted(path.name for path in Path().iterdir())
+
+
+def test_picture_is_named_after_prompt_and_seed(capsys):
+    assert generate("A red circle, on blue!", "--seed", "42") == cli.OK
+    out, err = capsys.readouterr()
+    assert out == "a-red-circle-on-blue-42.png\n"
+    assert "progress" in err and "seed 42" in err
+    assert files() == ["a-red-circle-on-blue-42.png"]
+
+
+@pytest.mark.parametrize(
+    "prompt, name",
+    [
+        ("", "picture-1.png"),
+        ("../../etc/passwd", "etc-passwd-1.png"),
+        ("灯台 at dawn", "灯台-at-dawn-1.png"),
+        ("x" * 10000, "x" * 40 + "-1.png"),
+        ("-rf *", "rf-1.png"),
+        ("a\nb\udcff", "a-b-1.png"),
+    ],
+)
+def test_name_is_safe_whatever_the_prompt(prompt, name):
+    assert generate("--seed=1", "--", prompt) == cli.OK
+    assert files() == [name]
+
+
+def test_settings_reach_the_model_and_the_file(stand_in):
+    code = generate(
+        *("a cat", "--negative-prompt", "a dog", "--preset", "models/my-model", "--steps", "20"),
+        *("--sampler", "dpmpp_2m", "--spacing", "karras", "--guidance-scale", "3.5"),
+        *("--seed", "7", "--height", "32", "--width", "40", "--dtype", "bfloat16"),
+        *("--noise", "cuda", "--output", "cat.png", "--quiet"),
+    )
+    assert code == cli.OK
+    assert stand_in.asked == {
+        "preset": "models/my-model",
+        "dtype": "bfloat16",
+        "prompt": "a cat",
+        "negative_prompt": "a dog",
+        "num_steps": 20,
+        "unconditional_guidance_scale": 3.5,
+        "seed": 7,
+        "batch_size": 1,
+        "sampler": "dpmpp_2m",
+        "spacing": "karras",
+        "noise": "cuda",
+        "verbose": 0,
+    }
+    assert read_parameters("cat.png") == Parameters(
+        prompt="a cat",
+        negative_prompt="a dog",
+        num_steps=20,
+        sampler="dpmpp_2m",
+        spacing="karras",
+        guidance_scale=3.5,
+        seed=7,
+        width=40,
+        height=32,
+        model="my-model",
+        noise="cuda",
+        version=f"kdiffusion {kdiffusion.__version__}",
+        others={"Dtype": "bfloat16"},
+    )
+
+
+def test_each_picture_of_a_batch_has_its_own_name_and_seed(capsys):
+    assert generate("cat", "--batch-size", "3", "--seed", "5", "--output", "cat.png") == cli.OK
+    assert capsys.readouterr().out == "cat-0.png\ncat-1.png\ncat-2.png\n"
+    assert files() == ["cat-0.png", "cat-1.png", "cat-2.png"]
+    assert [read_parameters(name).seed for name in files()] == [5, 6, 7]
+
+
+def test_without_a_seed_a_random_one_is_told(capsys, stand_in):
+    assert generate("cat") == cli.OK
+    seed = stand_in.asked["seed"]
+    assert 0 <= seed < 2**32
+    assert f"seed {seed}" in capsys.readouterr().err
+    assert read_parameters(f"cat-{seed}.png").seed == seed
+    assert generate("cat") == cli.OK
+    assert stand_in.asked["seed"] != seed
+
+
+def test_output_may_be_a_folder():
+    Path("pictures").mkdir()
+    assert generate("cat", "--seed", "1", "--output", "pictures") == cli.OK
+    assert [path.name for path in Path("pictures").iterdir()] == ["cat-1.png"]
+
+
+@pytest.mark.parametrize(
+    "output, message",
+    [
+        ("cat.jpg", "did you mean 'cat.jpg.png'?"),
+        ("cat", "did you mean 'cat.png'?"),
+        ("nowhere/cat.png", "no folder 'nowhere'"),
+        ("taken.png", "taken.png exists already; overwrite with --force"),
+        ("folder.png", "--force"),
+    ],
+)
+def test_what_cannot_be_written_is_said_before_the_work(output, message, capsys, stand_in):
+    Path("taken.png").write_text("precious")
+    Path("folder.png").mkdir()
+    arguments = ["cat", "--output", output, "--batch-size", "1"]
+    if output == "folder.png":
+        Path("folder.png/cat-1.png").mkdir()
+        arguments += ["--seed", "1"]
+    assert generate(*arguments) == cli.FAILED
+    out, err = capsys.readouterr()
+    assert message in err and err.count("\n") == 1 and not out
+    assert not stand_in.asked
+    assert Path("taken.png").read_text() == "precious"
+
+
+def test_one_taken_name_stops_the_whole_batch(stand_in):
+    Path("cat-1.png").write_text("precious")
+    assert generate("cat", "--output", "cat.png", "--batch-size", "3") == cli.FAILED
+    assert files() == ["cat-1.png"] and not stand_in.asked
+
+
+def test_force_overwrites():
+    Path("cat.png").write_text("worthless")
+    assert generate("cat", "--output", "cat.png", "--seed", "3", "--force") == cli.OK
+    assert read_parameters("cat.png").seed == 3
+
+
+def test_dangling_link_is_not_written_through():
+    os.symlink("elsewhere.png", "cat.png")
+    assert generate("cat", "--output", "cat.png") == cli.FAILED
+    assert files() == ["cat.png"]
+
+
+@pytest.mark.parametrize(
+    "error, code, message",
+    [
+        (ValueError("bad\nsize"), 1, "kdiffusion: error: bad size\n"),
+        (OSError("disk full"), 1, "kdiffusion: error: disk full\n"),
+        (KeyError("x"), 1, "kdiffusion: error: KeyError: 'x' (--debug shows where)\n"),
+        (KeyboardInterrupt(), 130, "kdiffusion: interrupted\n"),
+    ],
+)
+def test_error_is_one_line_and_a_code(error, code, message, capsys, stand_in):
+    stand_in.error = error
+    assert generate("cat") == code
+    out, err = capsys.readouterr()
+    assert err == f"progress\n{message}kdiffusion: nothing was written\n" and not out
+    assert not files()
+
+
+def test_debug_shows_the_error(stand_in):
+    stand_in.error = ValueError("bad size")
+    with pytest.raises(ValueError, match="bad size"):
+        generate("cat", "--debug")
+
+
+def test_interrupt_after_writing_tells_what_was_written(capsys, monkeypatch):
+    Path("cat-1.png").write_text("old")
+    genuine = os.replace
+
+    def interrupted(source, target):
+        if target.name == "cat-1.png":
+            raise KeyboardInterrupt
+        genuine(source, target)
+
+    monkeypatch.setattr(os, "replace", interrupted)
+    code = generate("cat", "--output", "cat.png", "--batch-size", "2", "--force")
+    assert code == cli.INTERRUPTED
+    assert "written: cat-0.png; not written: cat-1.png" in capsys.readouterr().err
+    assert files() == ["cat-0.png", "cat-1.png"]
+    assert Path("cat-1.png").read_text() == "old"
+
+
+def test_warnings_are_one_line(capsys, stand_in, monkeypatch):
+    def warn(self, prompt, **settings):
+        warnings.warn("the prompt was cut: ... dropped")
+        return np.zeros((1, 8, 8, 3), np.uint8)
+
+    monkeypatch.setattr(stand_in, "text_to_image", warn)
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        assert generate("cat") == cli.OK
+    assert "kdiffusion: warning: the prompt was cut: ... dropped\n" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["draw", "cat"],
+        ["generate"],
+        ["generate", "cat", "--steps", "0"],
+        ["generate", "cat", "--batch-size", "-1"],
+        ["generate", "cat", "--height", "6.4"],
+        ["generate", "cat", "--seed", "many"],
+        ["generate", "cat", "--noise", "gpu"],
+        ["generate", "cat", "--strange"],
+    ],
+)
+def test_wrong_usage_is_code_2(arguments, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(arguments)
+    assert stopped.value.code == 2
+    assert "usage: kdiffusion" in capsys.readouterr().err
+
+
+def test_user_chooses_the_log_level(monkeypatch):
+    monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "0")
+    assert generate("cat") == cli.OK
+    assert os.environ["TF_CPP_MIN_LOG_LEVEL"] == "0"
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["generate", "--help"]])
+def test_help_imports_no_framework(arguments):
+    code = (
+        "import sys\nfrom kdiffusion.cli import main\n"
+        f"try: main({arguments!r})\nexcept SystemExit as stopped: assert stopped.code == 0\n"
+        "heavy = {'keras', 'tensorflow', 'jax', 'numpy', 'PIL'} & set(sys.modules)\n"
+        "sys.exit(f'imported: {heavy}' if heavy else 0)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    assert "kdiffusion" in done.stdout
+
+
+def test_package_runs_as_a_module():
+    done = subprocess.run(
+        [sys.executable, "-m", "kdiffusion", "--version"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.stdout == f"kdiffusion {kdiffusion.__version__}\n"
