@@ -155,7 +155,7 @@ def _parameters(arguments: argparse.Namespace, seed: int, shape: Sequence[int]) 
 
 
 def _model_name(preset: str) -> str:
-    """The last part of a path or repository: a picture need not tell where its owner keeps files."""
+    """The last part of a path or repository: where its owner keeps files is nobody's business."""
     return Path(preset).name.removesuffix(".safetensors")
 
 
@@ -223,7 +223,7 @@ def _notes(error: BaseException) -> Iterable[str]:
 def _plain_warnings() -> Iterator[None]:
     """Warnings as one line each, without the line of code that gave them."""
     with warnings.catch_warnings():
-        warnings.showwarning = lambda message, *_: _log(f"warning: {message}")  # type: ignore
+        warnings.showwarning = lambda message, *_: _log(f"warning: {message}")
         yield
 
 

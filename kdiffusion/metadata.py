@@ -13,7 +13,7 @@ import secrets
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image
@@ -77,12 +77,13 @@ def format_parameters(parameters: Parameters) -> str:
     >>> format_parameters(Parameters("a cat", 20, sampler="dpmpp_2m", spacing="karras", seed=7))
     'a cat\\nSteps: 20, Sampler: DPM++ 2M, Schedule type: Karras, Seed: 7'
     """
-    prompts = (parameters.prompt, parameters.negative_prompt)
+    prompt, negative_prompt = parameters.prompt, parameters.negative_prompt
     settings = dict(_settings(parameters))
-    text = _join(*prompts, settings)
-    if _storable(text) == text and _split(text)[:2] == prompts:
+    text = _join(prompt, negative_prompt, settings)
+    if _storable(text) == text and _split(text)[:2] == (prompt, negative_prompt):
         return text
-    return _join(*map(_storable, prompts), settings | dict(zip(("Prompt", _NEGATIVE[:-1]), prompts)))
+    exact = {"Prompt": prompt, "Negative prompt": negative_prompt}
+    return _join(_storable(prompt), _storable(negative_prompt), settings | exact)
 
 
 def parse_parameters(text: str) -> Parameters:
@@ -104,7 +105,7 @@ def parse_parameters(text: str) -> Parameters:
             "The last line of a picture's parameters must be settings such as 'Steps: 20, "
             f"Sampler: Euler'. Received: {line[:80]!r}"
         )
-    known = {
+    known: dict[str, Any] = {
         name: _number(key, settings.pop(key), kind)
         for key, (name, kind) in _PLAIN.items()
         if key in settings
@@ -113,7 +114,7 @@ def parse_parameters(text: str) -> Parameters:
     sampler, spacing = _sampler(settings)
     return Parameters(
         prompt=settings.pop("Prompt", prompt),
-        negative_prompt=settings.pop(_NEGATIVE[:-1], negative_prompt),
+        negative_prompt=settings.pop("Negative prompt", negative_prompt),
         sampler=sampler,
         spacing=spacing,
         width=width,
