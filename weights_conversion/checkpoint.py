@@ -1,0 +1,80 @@
+"""A checkpoint: a lazy, read-only mapping from tensor names to arrays."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+
+class TensorInfo(NamedTuple):
+    """What is known of a tensor before its bytes are read."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+class Checkpoint(Mapping[str, np.ndarray]):
+    """Tensors by name, each read from its file when it is asked for.
+
+    Nothing is kept: asking twice reads twice and gives two independent arrays.
+
+    Args:
+        path: the file or folder, for messages.
+        infos: shape and dtype of each tensor, by name.
+        load: reads one tensor, given its name.
+        metadata: the file's free-text metadata.
+
+    Example:
+
+    >>> checkpoint = open_safetensors("vae/diffusion_pytorch_model.safetensors")
+    >>> checkpoint.info("encoder.conv_in.weight").shape
+    (128, 3, 3, 3)
+    >>> checkpoint["encoder.conv_in.weight"].dtype
+    dtype('float32')
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        infos: Mapping[str, TensorInfo],
+        load: Callable[[str], np.ndarray],
+        metadata: Mapping[str, str] | None = None,
+    ):
+        self.path = path
+        self.metadata = dict(metadata or {})
+        self._infos = dict(infos)
+        self._load = load
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        if name not in self._infos:
+            raise KeyError(name)
+        return self._load(name)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._infos  # Mapping's own would read the tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._infos)
+
+    def __len__(self) -> int:
+        return len(self._infos)
+
+    def __repr__(self) -> str:
+        return f"Checkpoint({str(self.path)!r}, {len(self)} tensors, {self.nbytes:,} bytes)"
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors together."""
+        return sum(info.nbytes for info in self._infos.values())
+
+    def info(self, name: str) -> TensorInfo:
+        """Returns shape and dtype of a tensor without reading it."""
+        return self._infos[name]

@@ -1,0 +1,309 @@
+"""Folders in the layout of diffusers: one folder per component, config and weights in each."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from weights_conversion.checkpoint import Checkpoint
+from weights_conversion.errors import (
+    CheckpointError,
+    CheckpointLimit,
+    CheckpointMismatch,
+    CorruptCheckpoint,
+    UnsafeCheckpoint,
+    listed,
+    printable,
+)
+from weights_conversion.safetensors_reader import MAX_TENSORS, open_safetensors
+
+MAX_JSON_BYTES = 25_000_000
+MAX_SHARD_BYTES = 10_000_000_000  # what diffusers writes into one file
+_STEMS = ("diffusion_pytorch_model", "model")  # diffusers' components and transformers'
+_TOKENIZER_FILES = (
+    "vocab.json",
+    "merges.txt",
+    "special_tokens_map.json",
+    "tokenizer_config.json",
+    "added_tokens.json",
+    "tokenizer.json",
+)
+
+
+class DiffusersFolder:
+    """A pipeline's folder: reads its configs and weights when they are asked for.
+
+    Args:
+        path: the folder that holds `model_index.json` and the components' folders.
+
+    Example:
+
+    >>> folder = DiffusersFolder("stable-diffusion-v1-5")
+    >>> fields = configs.diffusion_model_fields(folder.config("unet"))
+    >>> checkpoint = folder.weights("unet", variant="fp16")
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        self.path = Path(path)
+
+    @property
+    def index(self) -> dict[str, Any]:
+        """The content of model_index.json: a [library, class] pair for each component."""
+        return read_json(self.path / "model_index.json")
+
+    def has(self, component: str) -> bool:
+        """Whether the folder holds a component that its index does not switch off."""
+        switched_off = self.index.get(component) == [None, None]
+        return (self.path / component).is_dir() and not switched_off
+
+    def config(self, component: str) -> dict[str, Any]:
+        """Returns a component's config.json, or the scheduler's scheduler_config.json."""
+        name = "scheduler_config.json" if component == "scheduler" else "config.json"
+        return read_json(self.path / component / name)
+
+    def tokenizer_files(self, component: str = "tokenizer") -> dict[str, Path]:
+        """Returns the paths of the tokenizer's files that are there, by file name."""
+        paths = {name: self.path / component / name for name in _TOKENIZER_FILES}
+        return {name: path for name, path in paths.items() if path.is_file()}
+
+    def weights(self, component: str, variant: str | None = None) -> Checkpoint:
+        """Opens a component's weights: one safetensors file, or several with their index.
+
+        Args:
+            component: its folder's name, such as "unet".
+            variant: the part of the file name before the suffix, such as "fp16" or "non_ema".
+
+        Raises:
+            CheckpointError: there are no such weights, or one of the files cannot be used.
+        """
+        folder = self.path / component
+        dotted = f".{variant}" if variant else ""
+        for stem in _STEMS:
+            single = folder / f"{stem}{dotted}.safetensors"
+            if _exists(single):
+                return open_safetensors(single)
+            # today's order of index and variant, and that of diffusers before 0.27
+            for name in (
+                f"{stem}.safetensors.index{dotted}.json",
+                f"{stem}{dotted}.safetensors.index.json",
+            ):
+                if _exists(folder / name):
+                    return _open_shards(self.path, folder / name)
+        raise CheckpointMismatch(_missing_weights(folder, variant))
+
+
+def _exists(path: Path) -> bool:
+    return path.exists() or path.is_symlink()  # a dangling link gives a better message when opened
+
+
+def _missing_weights(folder: Path, variant: str | None) -> str:
+    wanted = f"weights of variant {variant!r}" if variant else "weights without a variant"
+    names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    tensors = [name for name in names if ".safetensors" in name]
+    if tensors:
+        return (
+            f"{folder} has no {wanted}, but {listed(tensors)}. "
+            "Pass the part before .safetensors as variant."
+        )
+    if any(name.endswith((".bin", ".ckpt", ".pt", ".msgpack", ".h5")) for name in names):
+        return f"{folder} has no safetensors files, but {listed(names)}. Convert them first."
+    return f"{folder} has no {wanted}. Expected {_STEMS[0]}.safetensors or {_STEMS[1]}.safetensors."
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Reads a JSON object from a file.
+
+    Raises:
+        CheckpointError: the file is missing, too large, or holds no JSON object.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"{path} is missing or not a file. Is the folder complete?")
+    if path.stat().st_size > MAX_JSON_BYTES:
+        raise CheckpointLimit(f"{path} is larger than {MAX_JSON_BYTES:,} bytes.")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise CorruptCheckpoint(f"{path} cannot be read as JSON: {str(error)[:200]}.") from error
+    if not isinstance(content, dict):
+        raise CorruptCheckpoint(f"{path} holds no JSON object but a {type(content).__name__}.")
+    return content
+
+
+def _open_shards(root: Path, index: Path) -> Checkpoint:
+    """Opens the shards that an index names, as one checkpoint."""
+    content = read_json(index)
+    weight_map = content.get("weight_map")
+    if not isinstance(weight_map, dict) or not all(map(_is_text, weight_map.values())):
+        raise CorruptCheckpoint(f"{index} has no weight_map from tensor names to file names.")
+    if len(weight_map) > MAX_TENSORS:
+        raise CheckpointLimit(f"{index} lists {len(weight_map):,} tensors of {MAX_TENSORS:,}.")
+    shards = {
+        name: open_safetensors(_shard_path(root, index, name))
+        for name in sorted(set(weight_map.values()))
+    }
+    for name, shard in shards.items():
+        mapped = {tensor for tensor, place in weight_map.items() if place == name}
+        if mapped != shard.keys():
+            raise CorruptCheckpoint(
+                f"{index} and {shard.path} do not agree on {listed(sorted(mapped ^ shard.keys()))}. "
+                "Download both again."
+            )
+    infos = {tensor: shards[name].info(tensor) for tensor, name in weight_map.items()}
+    metadata = next((shard.metadata for shard in shards.values()), {})
+    return Checkpoint(index, infos, lambda tensor: shards[weight_map[tensor]][tensor], metadata)
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def _shard_path(root: Path, index: Path, name: str) -> Path:
+    """Returns a shard's path, which must be a plain name of a file inside the folder."""
+    unsafe = UnsafeCheckpoint(
+        f"{index} names the file {printable(name)}, which is not beside it. "
+        "Do not trust this folder; download it from its source."
+    )
+    if name in ("", ".", "..") or PurePosixPath(name).name != name or set("\\:\0") & set(name):
+        raise unsafe
+    path = index.parent / name
+    if not _exists(path):
+        raise CorruptCheckpoint(f"{index} names the file {printable(name)}, which is missing.")
+    inside = [root.resolve()]
+    if root.absolute().parent.name == "snapshots":  # the Hub's cache links to blobs beside them
+        inside.append(root.absolute().parent.parent.resolve() / "blobs")
+    if not any(path.resolve().is_relative_to(place) for place in inside):
+        raise unsafe
+    return path
+
+
+@contextlib.contextmanager
+def staged(path: str | os.PathLike) -> Iterator[Path]:
+    """Gives a folder to write into that becomes `path` at the end, or nothing if that fails.
+
+    Args:
+        path: the folder to make; it must not exist, or be empty.
+
+    Example:
+
+    >>> with staged("my-model") as folder:
+    ...     write_component(folder, "unet", config, tensors)
+    """
+    path = Path(path).absolute()
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise CheckpointError(f"{path} exists already. Choose another path or remove it first.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    stage = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    stage.mkdir()
+    try:
+        yield stage
+        os.replace(stage, path)
+    except BaseException:
+        shutil.rmtree(stage, ignore_errors=True)
+        raise
+
+
+def write_component(
+    path: str | os.PathLike,
+    component: str,
+    config: Mapping[str, Any],
+    tensors: Mapping[str, np.ndarray] | None = None,
+    *,
+    variant: str | None = None,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+) -> None:
+    """Writes a component's folder: its config and its weights, all of it or nothing.
+
+    Args:
+        path: the pipeline's folder.
+        component: the name of the folder to make, such as "unet".
+        config: what config.json shall hold. A class name of diffusers in it decides the name of
+            the weights' file; "scheduler" has scheduler_config.json and no weights.
+        tensors: arrays by name; they need not be contiguous.
+        variant: as in `DiffusersFolder.weights`.
+        max_shard_bytes: size above which the weights are split into several files.
+
+    Raises:
+        CheckpointError: the component's folder exists already and is not empty.
+    """
+    stem = _STEMS[0] if "_class_name" in config else _STEMS[1]
+    name = "scheduler_config.json" if component == "scheduler" else "config.json"
+    with staged(Path(path) / component) as folder:
+        _write_json(folder / name, config)
+        if tensors is not None:
+            _write_weights(folder, stem, f".{variant}" if variant else "", tensors, max_shard_bytes)
+
+
+def write_index(
+    path: str | os.PathLike,
+    components: Mapping[str, tuple[str, str]],
+    class_name: str = "StableDiffusionPipeline",
+) -> None:
+    """Writes model_index.json.
+
+    Args:
+        path: the pipeline's folder.
+        components: (library, class) of each, such as {"unet": ("diffusers",
+            "UNet2DConditionModel")}. The safety checker and its feature extractor are switched
+            off unless they are among them.
+        class_name: the pipeline's class in diffusers.
+    """
+    rows = {name: list(row) for name, row in components.items()}
+    absent = {"safety_checker": [None, None], "feature_extractor": [None, None]}
+    needed = {"requires_safety_checker": "safety_checker" in rows}
+    folder = Path(path)
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = folder / f".model_index.json.{os.getpid()}.partial"
+    try:
+        _write_json(partial, {"_class_name": class_name, **absent, **rows, **needed})
+        os.replace(partial, folder / "model_index.json")
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _write_weights(
+    folder: Path, stem: str, dotted: str, tensors: Mapping[str, np.ndarray], max_bytes: int
+) -> None:
+    shards = _shards(tensors, max_bytes)
+    if len(shards) == 1:
+        _save(folder / f"{stem}{dotted}.safetensors", tensors, shards[0])
+        return
+    weight_map = {}
+    for number, names in enumerate(shards, start=1):
+        file = f"{stem}{dotted}-{number:05d}-of-{len(shards):05d}.safetensors"
+        _save(folder / file, tensors, names)
+        weight_map.update(dict.fromkeys(names, file))
+    total = sum(array.nbytes for array in tensors.values())
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    _write_json(folder / f"{stem}.safetensors.index{dotted}.json", index)
+
+
+def _shards(tensors: Mapping[str, np.ndarray], max_bytes: int) -> list[list[str]]:
+    """Splits the names, in their order, into runs of at most this size (or one tensor)."""
+    shards: list[list[str]] = [[]]
+    size = 0
+    for name, array in tensors.items():
+        if shards[-1] and size + array.nbytes > max_bytes:
+            shards.append([])
+            size = 0
+        shards[-1].append(name)
+        size += array.nbytes
+    return shards
+
+
+def _save(path: Path, tensors: Mapping[str, np.ndarray], names: list[str]) -> None:
+    from safetensors.numpy import save_file
+
+    # The format has no strides, and the library takes the memory as it lies.
+    contiguous = {name: np.asarray(tensors[name], order="C") for name in names}
+    save_file(contiguous, path, metadata={"format": "pt"})

@@ -1,0 +1,291 @@
+"""scheduler_config.json of diffusers, to the fields of a schedule and a sampler and back.
+
+Configs are handed from one scheduler class to the next with all their keys, so a key that only
+another class knows is ignored here as there. What the class itself knows has to be something the
+samplers here do. `clip_sample` is passed over: diffusers' Stable Diffusion pipelines turn it off,
+because latents are not bounded by ±1.
+
+Source: the signatures of diffusers 0.42's schedulers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from weights_conversion.errors import CheckpointMismatch
+
+
+class _Scheduler(NamedTuple):
+    """A scheduler class: its sampler here, its defaults, and what its other options must be."""
+
+    sampler: str | None  # None: told by algorithm_type and solver_order
+    defaults: Mapping[str, Any]
+    required: Mapping[str, Any] = {}
+
+
+_BASE = {
+    "num_train_timesteps": 1000,
+    "beta_start": 0.0001,
+    "beta_end": 0.02,
+    "beta_schedule": "linear",
+    "trained_betas": None,
+    "prediction_type": "epsilon",
+    "timestep_spacing": "leading",
+    "steps_offset": 0,
+}
+_ZERO_SNR = {"rescale_betas_zero_snr": False}
+_SPACED = {"timestep_spacing": "linspace"}
+_SIGMAS = {
+    **_SPACED,
+    "use_karras_sigmas": False,
+    "use_exponential_sigmas": False,
+    "use_beta_sigmas": False,
+}
+_LATENT_BETAS = {"beta_start": 0.00085, "beta_end": 0.012}
+_DISTILLED = {
+    **_LATENT_BETAS,
+    **_ZERO_SNR,
+    "beta_schedule": "scaled_linear",
+    "set_alpha_to_one": True,
+}
+
+# What an option is if the config is silent, and what it has to be.
+_DEFAULT_OF_REQUIRED = {"skip_prk_steps": False}
+_THRESHOLDING = {"thresholding": False}
+_DISTILLED_REQUIRED = {
+    **_THRESHOLDING,
+    "original_inference_steps": 50,
+    "timestep_scaling": 10,
+}
+_FLOW = {"use_flow_sigmas": False, "use_dynamic_shifting": False}
+_MULTISTEP = {**_THRESHOLDING, **_FLOW, "lower_order_final": True}
+
+_SCHEDULERS = {
+    "DDIMScheduler": _Scheduler(
+        "ddim", {**_BASE, **_ZERO_SNR, "set_alpha_to_one": True}, _THRESHOLDING
+    ),
+    "DDPMScheduler": _Scheduler(
+        "ddpm", {**_BASE, **_ZERO_SNR}, {**_THRESHOLDING, "variance_type": "fixed_small"}
+    ),
+    "PNDMScheduler": _Scheduler(
+        "pndm", {**_BASE, "set_alpha_to_one": False}, {"skip_prk_steps": True}
+    ),
+    "LMSDiscreteScheduler": _Scheduler("lms", {**_BASE, **_SIGMAS}),
+    "EulerDiscreteScheduler": _Scheduler(
+        "euler",
+        {**_BASE, **_SIGMAS, **_ZERO_SNR},
+        {
+            "interpolation_type": "linear",
+            "timestep_type": "discrete",
+            "sigma_min": None,
+            "sigma_max": None,
+            "final_sigmas_type": "zero",
+        },
+    ),
+    "EulerAncestralDiscreteScheduler": _Scheduler("euler_a", {**_BASE, **_SPACED, **_ZERO_SNR}),
+    "HeunDiscreteScheduler": _Scheduler("heun", {**_BASE, **_SIGMAS, **_LATENT_BETAS}),
+    "KDPM2DiscreteScheduler": _Scheduler("dpm2", {**_BASE, **_SIGMAS, **_LATENT_BETAS}),
+    "KDPM2AncestralDiscreteScheduler": _Scheduler("dpm2_a", {**_BASE, **_SIGMAS, **_LATENT_BETAS}),
+    "DPMSolverMultistepScheduler": _Scheduler(
+        None,
+        {
+            **_BASE,
+            **_SIGMAS,
+            **_ZERO_SNR,
+            "algorithm_type": "dpmsolver++",
+            "solver_order": 2,
+        },
+        {
+            **_MULTISTEP,
+            "solver_type": "midpoint",
+            "euler_at_final": False,
+            "use_lu_lambdas": False,
+            "final_sigmas_type": "zero",
+            "lambda_min_clipped": -math.inf,
+            "variance_type": None,
+        },
+    ),
+    "DEISMultistepScheduler": _Scheduler(
+        "deis",
+        {**_BASE, **_SIGMAS},
+        {**_MULTISTEP, "algorithm_type": "deis", "solver_type": "logrho", "solver_order": 2},
+    ),
+    "UniPCMultistepScheduler": _Scheduler(
+        "unipc",
+        {**_BASE, **_SIGMAS, **_ZERO_SNR},
+        {
+            **_MULTISTEP,
+            "solver_order": 2,
+            "solver_type": "bh2",
+            "predict_x0": True,
+            "disable_corrector": [],
+            "solver_p": None,
+            "final_sigmas_type": "zero",
+            "sigma_min": None,
+            "sigma_max": None,
+            "shift_terminal": None,
+        },
+    ),
+    "LCMScheduler": _Scheduler("lcm", {**_BASE, **_DISTILLED}, _DISTILLED_REQUIRED),
+    "TCDScheduler": _Scheduler("tcd", {**_BASE, **_DISTILLED}, _DISTILLED_REQUIRED),
+    "IPNDMScheduler": _Scheduler("ipndm", _BASE),
+    "DPMSolverSDEScheduler": _Scheduler("dpmpp_sde", {**_BASE, **_SIGMAS, **_LATENT_BETAS}),
+}
+_DPM_SOLVERS = {  # (algorithm_type, solver_order)
+    ("dpmsolver++", 2): "dpmpp_2m",
+    ("sde-dpmsolver++", 2): "dpmpp_2m_sde",
+    ("sde-dpmsolver++", 3): "dpmpp_3m_sde",
+}
+# Options of some class that do nothing unless another one, refused above, is set.
+_WITHOUT_EFFECT = {
+    "clip_sample",
+    "clip_sample_range",
+    "dynamic_thresholding_ratio",
+    "flow_shift",
+    "noise_sampler_seed",
+    "sample_max_value",
+    "time_shift_type",
+}
+_KNOWN_KEYS = _WITHOUT_EFFECT.union(
+    *(scheduler.defaults.keys() | scheduler.required.keys() for scheduler in _SCHEDULERS.values())
+)
+
+_PREDICTIONS = {"epsilon": "epsilon", "v_prediction": "v", "sample": "sample"}
+_BETA_SCHEDULES = ("scaled_linear", "linear", "squaredcos_cap_v2")
+_SPACINGS = ("leading", "trailing", "linspace")
+_SIGMA_SPACINGS = {
+    "use_karras_sigmas": "karras",
+    "use_exponential_sigmas": "exponential",
+    "use_beta_sigmas": "beta",
+}
+
+
+def scheduler_fields(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Returns {"schedule": fields, "sampling": fields} from a scheduler_config.json.
+
+    Raises:
+        CheckpointMismatch: another class, or an option that the samplers here do not know.
+    """
+    name = config.get("_class_name")
+    if name not in _SCHEDULERS:
+        raise _unsupported("_class_name", name, f"one of {', '.join(_SCHEDULERS)}")
+    scheduler = _SCHEDULERS[name]
+    _check_options(config, scheduler)
+    options = {"set_alpha_to_one": True, "rescale_betas_zero_snr": False, **scheduler.defaults}
+    options |= {key: config[key] for key in options.keys() & config.keys()}
+    betas = options["trained_betas"]
+    return {
+        "schedule": {
+            "num_timesteps": _number(options, "num_train_timesteps", int),
+            "beta_start": _number(options, "beta_start", float),
+            "beta_end": _number(options, "beta_end", float),
+            "beta_schedule": _one_of(options, "beta_schedule", _BETA_SCHEDULES),
+            "prediction": _PREDICTIONS[_one_of(options, "prediction_type", _PREDICTIONS)],
+            "rescale_zero_terminal_snr": bool(options["rescale_betas_zero_snr"]),
+            "trained_betas": None if betas is None else tuple(map(float, betas)),
+        },
+        "sampling": {
+            "sampler": scheduler.sampler or _dpm_solver(options),
+            "timestep_spacing": _one_of(options, "timestep_spacing", _SPACINGS),
+            "sigma_spacing": _sigma_spacing(options),
+            "steps_offset": _number(options, "steps_offset", int),
+            "set_alpha_to_one": bool(options["set_alpha_to_one"]),
+        },
+    }
+
+
+def scheduler_config(fields: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Returns the scheduler_config.json of a schedule and a sampler.
+
+    Args:
+        fields: {"schedule": fields, "sampling": fields}, as `scheduler_fields` gives them.
+
+    Raises:
+        CheckpointMismatch: no scheduler class of diffusers does this.
+    """
+    schedule, sampling = fields["schedule"], fields["sampling"]
+    name, options = _class_of(sampling["sampler"])
+    betas = schedule["trained_betas"]
+    given = {
+        "num_train_timesteps": schedule["num_timesteps"],
+        "beta_start": schedule["beta_start"],
+        "beta_end": schedule["beta_end"],
+        "beta_schedule": schedule["beta_schedule"],
+        "trained_betas": None if betas is None else list(betas),
+        "prediction_type": {ours: theirs for theirs, ours in _PREDICTIONS.items()}[
+            schedule["prediction"]
+        ],
+        "timestep_spacing": sampling["timestep_spacing"],
+        "steps_offset": sampling["steps_offset"],
+        "set_alpha_to_one": sampling["set_alpha_to_one"],
+        "rescale_betas_zero_snr": schedule["rescale_zero_terminal_snr"],
+        **{key: sampling["sigma_spacing"] == word for key, word in _SIGMA_SPACINGS.items()},
+    }
+    known = _SCHEDULERS[name].defaults
+    lost = [key for key in ("rescale_betas_zero_snr", *_SIGMA_SPACINGS) if given[key]]
+    for key in lost:
+        if key not in known:
+            raise _unsupported(key, True, f"false, because {name} has no such option")
+    required = {k: v for k, v in _SCHEDULERS[name].required.items() if k in _DEFAULT_OF_REQUIRED}
+    clip = {"clip_sample": False} if name in ("DDIMScheduler", "DDPMScheduler") else {}
+    config = {"_class_name": name, **options, **required, **clip}
+    return config | {key: value for key, value in given.items() if key in known}
+
+
+def _class_of(sampler: str) -> tuple[str, dict[str, Any]]:
+    for (algorithm, order), name in _DPM_SOLVERS.items():
+        if name == sampler:
+            options = {"algorithm_type": algorithm, "solver_order": order}
+            return "DPMSolverMultistepScheduler", options
+    for name, scheduler in _SCHEDULERS.items():
+        if scheduler.sampler == sampler:
+            return name, {}
+    known = [s.sampler for s in _SCHEDULERS.values() if s.sampler] + list(_DPM_SOLVERS.values())
+    raise _unsupported("sampler", sampler, f"one of {', '.join(known)}, which diffusers has too")
+
+
+def _check_options(config: Mapping[str, Any], scheduler: _Scheduler) -> None:
+    for key, required in scheduler.required.items():
+        value = config.get(key, _DEFAULT_OF_REQUIRED.get(key, required))
+        if value != required and (value or required):
+            raise _unsupported(key, value, repr(required))
+    for key, value in config.items():
+        if key not in _KNOWN_KEYS and not key.startswith("_") and value not in (None, False, []):
+            raise _unsupported(key, value, "no such key, or null")
+
+
+def _dpm_solver(options: Mapping[str, Any]) -> str:
+    solver = (options["algorithm_type"], options["solver_order"])
+    if solver not in _DPM_SOLVERS:
+        known = ", ".join(map(str, _DPM_SOLVERS))
+        raise _unsupported("(algorithm_type, solver_order)", solver, f"one of {known}")
+    return _DPM_SOLVERS[solver]
+
+
+def _sigma_spacing(options: Mapping[str, Any]) -> str | None:
+    chosen = [key for key in _SIGMA_SPACINGS if options.get(key)]
+    if len(chosen) > 1:
+        raise _unsupported(chosen[1], True, f"false, because {chosen[0]} is true")
+    return _SIGMA_SPACINGS[chosen[0]] if chosen else None
+
+
+def _one_of(options: Mapping[str, Any], key: str, known) -> str:
+    if options[key] not in known:
+        raise _unsupported(key, options[key], f"one of {', '.join(known)}")
+    return options[key]
+
+
+def _number(options: Mapping[str, Any], key: str, kind: type):
+    value = options[key]
+    allowed = (int,) if kind is int else (int, float)
+    if isinstance(value, bool) or not isinstance(value, allowed) or value < 0:
+        raise _unsupported(key, value, "a number that is not negative")
+    return kind(value)
+
+
+def _unsupported(key: str, value: Any, expected: str) -> CheckpointMismatch:
+    return CheckpointMismatch(
+        f"The scheduler config has {key}={value!r}, which is not supported; expected {expected}."
+    )
