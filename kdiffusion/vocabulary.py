@@ -1,0 +1,283 @@
+"""CLIP's vocabulary: its byte alphabet, and the files that hold it."""
+
+import gzip
+import json
+import os
+import textwrap
+import zlib
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+START = "<|startoftext|>"
+END = "<|endoftext|>"
+WORD_END = "</w>"
+MAX_LENGTH = 77
+
+PATH_VARIABLE = "KDIFFUSION_CLIP_VOCAB"
+# Name, address and digest are KerasCV's: a vocabulary that it has cached is found.
+NAME = "bpe_simple_vocab_16e6.txt.gz"
+URL = f"https://github.com/openai/CLIP/blob/main/clip/{NAME}?raw=true"
+SHA256 = "924691ac288e54409236115652ad4aa250f48203de50a9e4722a6ecd48d6804a"
+# That file lists 262,144 merges; CLIP was trained with the first 49152 - 256 - 2.
+NUM_MERGES = 48_894
+MAX_FILE_BYTES = 1 << 26
+
+Merges = tuple[tuple[str, str], ...]
+T = TypeVar("T")
+
+
+def _byte_symbols() -> dict[int, str]:
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    symbols = {byte: chr(byte) for byte in printable}
+    return symbols | {byte: chr(256 + n) for n, byte in enumerate(others)}
+
+
+# The printable character that stands for each byte (GPT-2; Radford et al. 2019), in id order.
+BYTE_SYMBOLS = _byte_symbols()
+SYMBOL_BYTES = {symbol: byte for byte, symbol in BYTE_SYMBOLS.items()}
+ALPHABET = (*SYMBOL_BYTES, *(symbol + WORD_END for symbol in SYMBOL_BYTES))
+
+
+class FolderVocabulary(NamedTuple):
+    """What the `tokenizer/` folder of a checkpoint says.
+
+    `ids` maps trained and added tokens, `added` lists the added ones in the order of their ids;
+    `unknown_id` is None if `ids` holds all bytes.
+    """
+
+    ids: dict[str, int]
+    merges: Merges
+    added: tuple[str, ...]
+    pad_id: int
+    unknown_id: int | None
+    max_length: int
+
+
+def trained_ids(merges: Sequence[tuple[str, str]]) -> dict[str, int]:
+    """Numbers bytes, merged symbols and the two special tokens, as OpenAI's tokenizer does."""
+    tokens = [*ALPHABET, *(first + second for first, second in merges), START, END]
+    return {token: index for index, token in enumerate(tokens)}
+
+
+def check_vocabulary(
+    ids: Mapping[str, int], merges: Sequence[tuple[str, str]], needs_bytes: bool = True
+) -> None:
+    """Raises a ValueError unless every text encodes to ids 0 … n - 1."""
+    if any(not isinstance(index, int) for index in ids.values()):
+        raise ValueError("ids must be integers")
+    holders = {index: token for token, index in ids.items()}
+    if holders.keys() != set(range(len(ids))):
+        twice = [token for token, index in ids.items() if holders[index] != token]
+        raise ValueError(
+            f"{len(ids)} tokens must have the ids 0 to {len(ids) - 1}, each once. Received: "
+            f"{min(holders, default=None)} to {max(holders, default=None)}, "
+            f"shared by: {_some(twice)}"
+        )
+    needed = [START, END, *(ALPHABET if needs_bytes else ())]
+    if missing := [token for token in needed if token not in ids]:
+        raise ValueError(f"the vocabulary lacks {_some(missing)}")
+    if missing := [pair for pair in merges if "".join(pair) not in ids]:
+        raise ValueError(f"the vocabulary lacks the results of the merges {_some(missing)}")
+    if len(set(merges)) < len(merges):
+        raise ValueError(f"{len(merges) - len(set(merges))} merges are listed twice")
+
+
+def read_bpe(path: str | os.PathLike) -> Merges:
+    """Reads the merges of OpenAI's bpe_simple_vocab_16e6.txt.gz, as many as CLIP uses."""
+    return _read(Path(path), _parse_merges, gzip.open)[:NUM_MERGES]
+
+
+def read_folder(folder: Path) -> FolderVocabulary:
+    """Reads tokenizer.json, or else vocab.json and merges.txt, with the settings beside them.
+
+    tokenizer.json comes first, as in transformers: it is complete, and the only file that
+    transformers 5 keeps up to date. No path that a file names is opened.
+    """
+    settings = _read_settings(folder)
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    if "tokenizer.json" in names:
+        source = folder / "tokenizer.json"
+        trained, merges, added = _read(source, _parse_tokenizer)
+    elif names.isdisjoint(("vocab.json", "merges.txt")):
+        raise ValueError(
+            f"{folder} must hold a tokenizer.json, or a vocab.json and a merges.txt. "
+            f"Received: {_some(sorted(names))}"
+        )
+    else:
+        source = folder / "vocab.json"
+        trained = dict(_read(source, _parse_object))
+        merges = _read(folder / "merges.txt", _parse_merges)
+        added = _read_added(folder, settings)
+    added = {token: index for token, index in added.items() if token not in trained}
+    ids = trained | added
+    roles = {role: _content(settings.get(role)) for role in ("pad_token", "unk_token")}
+    try:
+        has_bytes = all(symbol in trained for symbol in ALPHABET)
+        check_vocabulary(ids, merges, needs_bytes=roles["unk_token"] not in trained)
+        _check_merges_complete(trained, merges, roles.values())
+        if any(index < len(trained) for index in added.values()):
+            raise ValueError("the ids of added tokens must follow those of the vocabulary")
+        if (pad_token := roles["pad_token"] or END) not in ids:
+            raise ValueError(f"the vocabulary lacks the pad token {pad_token!r}")
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}. Fetch the tokenizer folder again.") from error
+    return FolderVocabulary(
+        ids=ids,
+        merges=merges,
+        added=tuple(sorted(added, key=added.get)),
+        pad_id=ids[pad_token],
+        unknown_id=None if has_bytes else ids[roles["unk_token"]],
+        max_length=_max_length(settings),
+    )
+
+
+def write_folder(folder: Path, vocabulary: FolderVocabulary) -> None:
+    """Writes vocab.json, merges.txt and their settings as transformers' CLIPTokenizer reads them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    # Read in preference to the files written here, an old one would hide them.
+    (folder / "tokenizer.json").unlink(missing_ok=True)
+    tokens = {index: token for token, index in vocabulary.ids.items()}
+    unknown_id = vocabulary.ids[END] if vocabulary.unknown_id is None else vocabulary.unknown_id
+    roles = {
+        "bos_token": START,
+        "eos_token": END,
+        "unk_token": tokens[unknown_id],
+        "pad_token": tokens[vocabulary.pad_id],
+    }
+    settings = {"tokenizer_class": "CLIPTokenizer", "model_max_length": vocabulary.max_length}
+    added = {token: vocabulary.ids[token] for token in vocabulary.added}
+    trained = {token: index for token, index in vocabulary.ids.items() if token not in added}
+    merges = "".join(f"{first} {second}\n" for first, second in vocabulary.merges)
+    (folder / "merges.txt").write_text(f"#version: 0.2\n{merges}", "utf-8", newline="\n")
+    for name, content in (
+        ("vocab.json", trained),
+        ("added_tokens.json", added),
+        ("special_tokens_map.json", roles),
+        ("tokenizer_config.json", settings | roles),
+    ):
+        text = json.dumps(content, ensure_ascii=False, indent=2)
+        (folder / name).write_text(text + "\n", "utf-8", newline="\n")
+
+
+def find_vocabulary() -> str:
+    """Path of OpenAI's vocabulary: the file that KDIFFUSION_CLIP_VOCAB names, else a download.
+
+    The variable comes first, so whoever sets it never waits for a network. The download is kept in
+    Keras's cache (KERAS_HOME) and verified by its sha256 whenever it is used.
+    """
+    if path := os.environ.get(PATH_VARIABLE):
+        if not os.path.isfile(path):
+            raise ValueError(f"{PATH_VARIABLE} must name {NAME}. No such file: {path!r}")
+        return path
+    import keras  # takes seconds, and most tokenizers come from a folder
+
+    try:
+        return keras.utils.get_file(NAME, URL, file_hash=SHA256)
+    # Keras raises a bare Exception if the address cannot be fetched.
+    except Exception as error:
+        raise ValueError(
+            f"CLIP's vocabulary could not be fetched from {URL}: {error} "
+            f"Without a network, set {PATH_VARIABLE} to the path of a copy of {NAME}."
+        ) from error
+
+
+def _read(path: Path, parse: Callable[[str], T], opener: Callable = open) -> T:
+    """Parses a text file; whatever is wrong with it becomes a ValueError that names it."""
+    try:
+        with opener(path, "rb") as file:
+            content = file.read(MAX_FILE_BYTES + 1)
+        if len(content) > MAX_FILE_BYTES:
+            raise ValueError(f"it holds more than {MAX_FILE_BYTES} bytes")
+        return parse(content.decode("utf-8"))
+    except FileNotFoundError as error:
+        raise ValueError(f"{path} is missing. Fetch it again.") from error
+    except (
+        AttributeError,
+        EOFError,
+        LookupError,
+        RecursionError,
+        TypeError,
+        ValueError,
+        gzip.BadGzipFile,
+        zlib.error,
+    ) as error:
+        raise ValueError(
+            f"{path} is malformed ({type(error).__name__}: {error}). Fetch it again."
+        ) from error
+
+
+def _parse_merges(text: str) -> Merges:
+    lines = text.splitlines()
+    first = 1 if lines and "#version" in lines[0] else 0
+    merges = tuple(tuple(line.split(" ")) for line in lines[first:])
+    for number, pair in enumerate(merges, first + 1):
+        if len(pair) != 2 or not all(pair):
+            line = textwrap.shorten(" ".join(pair), 40)
+            raise ValueError(f"line {number} must hold two symbols. Received: {line!r}")
+    return merges
+
+
+def _parse_object(text: str) -> dict[str, Any]:
+    content = json.loads(text)
+    if not isinstance(content, dict):
+        raise ValueError(f"expected an object. Received: {type(content).__name__}")
+    return content
+
+
+def _parse_tokenizer(text: str) -> tuple[dict[str, int], Merges, dict[str, int]]:
+    """Trained ids, merges and listed tokens of a tokenizer.json."""
+    content = _parse_object(text)
+    model = content["model"]
+    if (kind := model.get("type", "BPE")) != "BPE":
+        raise ValueError(f"`model.type` must be 'BPE', as CLIP's is. Received: {kind!r}")
+    # tokenizers writes "a b" before version 0.20, ["a", "b"] since.
+    pairs = (pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"])
+    merges = tuple((first, second) for first, second in pairs)
+    listed = {token["content"]: token["id"] for token in content.get("added_tokens", ())}
+    return dict(model["vocab"]), merges, listed
+
+
+def _read_settings(folder: Path) -> dict[str, Any]:
+    """tokenizer_config.json, overruled by special_tokens_map.json as in transformers.
+
+    The map is where the Stable Diffusion 2 folders name their pad token. A config that lists its
+    tokens (transformers since 4.34) stands alone.
+    """
+    paths = (folder / "tokenizer_config.json", folder / "special_tokens_map.json")
+    config, roles = (_read(path, _parse_object) if path.is_file() else {} for path in paths)
+    return config if "added_tokens_decoder" in config else config | roles
+
+
+def _read_added(folder: Path, settings: Mapping[str, Any]) -> dict[str, int]:
+    if "added_tokens_decoder" in settings:
+        listed = settings["added_tokens_decoder"]
+        return {_content(token): int(index) for index, token in listed.items()}
+    path = folder / "added_tokens.json"
+    return _read(path, _parse_object) if path.is_file() else {}
+
+
+def _content(token: Any) -> str | None:
+    """A token's text, written plainly or as a record of the tokenizers library."""
+    return token.get("content") if isinstance(token, dict) else token
+
+
+def _max_length(settings: Mapping[str, Any]) -> int:
+    # Without a limit, transformers writes 1e30.
+    length = settings.get("model_max_length")
+    return length if isinstance(length, int) and 2 <= length <= 10_000 else MAX_LENGTH
+
+
+def _check_merges_complete(
+    ids: Mapping[str, int], merges: Merges, special_tokens: Collection[str | None]
+) -> None:
+    """Raises a ValueError if a token cannot be made: a merges file was cut."""
+    made = {*ALPHABET, *(first + second for first, second in merges), START, END, *special_tokens}
+    if unmade := [token for token in ids if token not in made and len(token) > 1]:
+        raise ValueError(f"no merge makes the tokens {_some(unmade)}")
+
+
+def _some(items: Sequence) -> str:
+    shown = ", ".join(repr(item) for item in items[:5])
+    return f"{shown} … ({len(items)} in all)" if len(items) > 5 else shown or "none"
