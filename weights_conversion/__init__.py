@@ -1,1 +1,54 @@
 """Public checkpoint layouts in and out, without any deep-learning framework."""
+
+from weights_conversion.checkpoint import Checkpoint, TensorInfo
+from weights_conversion.configs import (
+    autoencoder_config,
+    autoencoder_fields,
+    diffusion_model_config,
+    diffusion_model_fields,
+    scheduler_config,
+    scheduler_fields,
+    text_encoder_config,
+    text_encoder_fields,
+)
+from weights_conversion.errors import (
+    CheckpointError,
+    CheckpointLimit,
+    CheckpointMismatch,
+    CorruptCheckpoint,
+    NonFiniteWeights,
+    UnsafeCheckpoint,
+)
+from weights_conversion.folder import DiffusersFolder, staged, write_component, write_index
+from weights_conversion.mapping import read, write
+from weights_conversion.names import Row, Stored, rows
+from weights_conversion.safetensors_reader import open_safetensors
+
+__all__ = [
+    "Checkpoint",
+    "CheckpointError",
+    "CheckpointLimit",
+    "CheckpointMismatch",
+    "CorruptCheckpoint",
+    "DiffusersFolder",
+    "NonFiniteWeights",
+    "Row",
+    "Stored",
+    "TensorInfo",
+    "UnsafeCheckpoint",
+    "autoencoder_config",
+    "autoencoder_fields",
+    "diffusion_model_config",
+    "diffusion_model_fields",
+    "open_safetensors",
+    "read",
+    "rows",
+    "scheduler_config",
+    "scheduler_fields",
+    "staged",
+    "text_encoder_config",
+    "text_encoder_fields",
+    "write",
+    "write_component",
+    "write_index",
+]

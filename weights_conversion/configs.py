@@ -13,10 +13,22 @@ transformers 5.23 `CLIPTextConfig`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from weights_conversion.errors import CheckpointMismatch
+from weights_conversion.options import (
+    Options,
+    flag,
+    is_neutral,
+    multiples,
+    names,
+    natural,
+    number,
+    one_of,
+    per_level,
+    same_on_levels,
+    unsupported,
+)
 from weights_conversion.schedulers import scheduler_config, scheduler_fields
 
 __all__ = [
@@ -86,7 +98,6 @@ _UNET_WITHOUT_EFFECT = {
     "upcast_attention",
     "addition_embed_type_num_heads",
 }
-_HAS_TRANSFORMERS = {"DownBlock2D": False, "CrossAttnDownBlock2D": True}
 _UP_BLOCK = {"DownBlock2D": "UpBlock2D", "CrossAttnDownBlock2D": "CrossAttnUpBlock2D"}
 
 _AUTOENCODER_DEFAULTS = {
@@ -123,7 +134,7 @@ _TEXT_ACTIVATIONS = ("quick_gelu", "gelu")
 _TEXT_CLASSES = ("CLIPTextModel", "CLIPTextModelWithProjection")
 
 
-def diffusion_model_fields(config: Mapping[str, Any]) -> dict[str, Any]:
+def diffusion_model_fields(config: Options) -> dict[str, Any]:
     """Returns the diffusion model's fields from a UNet2DConditionModel config.
 
     `attention_head_dim` is the number of heads there, by a mistake that could never be corrected
@@ -132,38 +143,37 @@ def diffusion_model_fields(config: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         CheckpointMismatch: another class, or an option that the models here do not know.
     """
-    _check_class(config, "UNet2DConditionModel")
-    _check_options(config, _UNET_DEFAULTS, _UNET_NEUTRAL, _UNET_WITHOUT_EFFECT)
-    options = {**_UNET_DEFAULTS, **config}
-    channels = _channels(options)
+    options = _check(
+        config, "UNet2DConditionModel", _UNET_DEFAULTS, _UNET_NEUTRAL, _UNET_WITHOUT_EFFECT
+    )
+    channels = multiples(options, "block_out_channels", natural(options, "norm_num_groups"))
     levels = len(channels)
-    blocks = _names(options, "down_block_types", _HAS_TRANSFORMERS, levels)
+    blocks = names(options, "down_block_types", _UP_BLOCK, levels)
     mirrored = tuple(_UP_BLOCK[block] for block in reversed(blocks))
-    if tuple(options["up_block_types"]) != mirrored:
-        raise _unsupported("up_block_types", options["up_block_types"], f"{mirrored}")
-    heads_key = "attention_head_dim" if options["num_attention_heads"] is None else "num_attention_heads"
-    num_heads = _per_level(options, heads_key, levels)
+    if names(options, "up_block_types", _UP_BLOCK.values(), levels) != mirrored:
+        raise unsupported("up_block_types", options["up_block_types"], f"{mirrored}")
+    is_named_rightly = options["num_attention_heads"] is not None
+    heads_key = "num_attention_heads" if is_named_rightly else "attention_head_dim"
+    num_heads = per_level(options, heads_key, levels)
     if any(width % heads for width, heads in zip(channels, num_heads)):
-        raise _unsupported(heads_key, options[heads_key], f"divisors of {channels}")
-    depths = _per_level(options, "transformer_layers_per_block", levels)
+        raise unsupported(heads_key, options[heads_key], f"divisors of {channels}")
+    depths = per_level(options, "transformer_layers_per_block", levels)
     return {
-        "in_channels": _natural(options, "in_channels"),
-        "out_channels": _natural(options, "out_channels"),
+        "in_channels": natural(options, "in_channels"),
+        "out_channels": natural(options, "out_channels"),
         "channels": channels,
-        "layers_per_level": _same_on_levels(options, "layers_per_block", levels),
-        "depths": tuple(d if _HAS_TRANSFORMERS[b] else 0 for d, b in zip(depths, blocks)),
+        "layers_per_level": same_on_levels(options, "layers_per_block", levels),
+        "depths": tuple(0 if b == "DownBlock2D" else d for b, d in zip(blocks, depths)),
         "mid_depth": depths[-1],
         "num_heads": num_heads,
-        "context_width": _same_on_levels(options, "cross_attention_dim", levels),
-        "linear_projection": _flag(options, "use_linear_projection"),
-        "num_groups": _natural(options, "norm_num_groups"),
-        "epsilon": _positive(options, "norm_eps"),
+        "context_width": same_on_levels(options, "cross_attention_dim", levels),
+        "linear_projection": flag(options, "use_linear_projection"),
+        "num_groups": natural(options, "norm_num_groups"),
+        "epsilon": number(options, "norm_eps", 0, 1),
     }
 
 
-def diffusion_model_config(
-    fields: Mapping[str, Any], sample_size: int | None = None
-) -> dict[str, Any]:
+def diffusion_model_config(fields: Options, sample_size: int | None = None) -> dict[str, Any]:
     """Returns the UNet2DConditionModel config of a diffusion model.
 
     Args:
@@ -172,7 +182,7 @@ def diffusion_model_config(
     """
     depths = list(fields["depths"])
     if depths[-1] not in (0, fields["mid_depth"]):
-        raise _unsupported("mid_depth", fields["mid_depth"], f"{depths[-1]}, the last level's depth")
+        raise unsupported("mid_depth", fields["mid_depth"], f"{depths[-1]}, the last level's depth")
     blocks = ["CrossAttnDownBlock2D" if depth else "DownBlock2D" for depth in depths]
     return {
         "_class_name": "UNet2DConditionModel",
@@ -195,37 +205,41 @@ def diffusion_model_config(
     }
 
 
-def autoencoder_fields(config: Mapping[str, Any]) -> dict[str, Any]:
+def autoencoder_fields(config: Options) -> dict[str, Any]:
     """Returns the autoencoder's fields from an AutoencoderKL config.
 
     Raises:
         CheckpointMismatch: another class, or an option that the models here do not know.
     """
-    _check_class(config, "AutoencoderKL")
-    _check_options(config, _AUTOENCODER_DEFAULTS, _AUTOENCODER_NEUTRAL, _AUTOENCODER_WITHOUT_EFFECT)
-    options = {**_AUTOENCODER_DEFAULTS, **config}
-    channels = _channels(options)
-    _names(options, "down_block_types", ("DownEncoderBlock2D",), len(channels))
-    _names(options, "up_block_types", ("UpDecoderBlock2D",), len(channels))
+    options = _check(
+        config,
+        "AutoencoderKL",
+        _AUTOENCODER_DEFAULTS,
+        _AUTOENCODER_NEUTRAL,
+        _AUTOENCODER_WITHOUT_EFFECT,
+    )
+    channels = multiples(options, "block_out_channels", natural(options, "norm_num_groups"))
+    names(options, "down_block_types", ("DownEncoderBlock2D",), len(channels))
+    names(options, "up_block_types", ("UpDecoderBlock2D",), len(channels))
     if options["out_channels"] != options["in_channels"]:
-        raise _unsupported("out_channels", options["out_channels"], f"{options['in_channels']}")
+        raise unsupported("out_channels", options["out_channels"], f"{options['in_channels']}")
     if options["shift_factor"]:
-        raise _unsupported("shift_factor", options["shift_factor"], "null or 0")
+        raise unsupported("shift_factor", options["shift_factor"], "null or 0")
     return {
-        "image_channels": _natural(options, "in_channels"),
-        "latent_channels": _natural(options, "latent_channels"),
+        "image_channels": natural(options, "in_channels"),
+        "latent_channels": natural(options, "latent_channels"),
         "channels": channels,
-        "layers_per_level": _natural(options, "layers_per_block"),
-        "num_groups": _natural(options, "norm_num_groups"),
-        "latent_scale": _positive(options, "scaling_factor"),
+        "layers_per_level": natural(options, "layers_per_block"),
+        "num_groups": natural(options, "norm_num_groups"),
+        "latent_scale": number(options, "scaling_factor", 1e-6, 1e6),
         "latent_shift": 0.0,
-        "mid_attention": _flag(options, "mid_block_add_attention"),
-        "quant_conv": _flag(options, "use_quant_conv"),
-        "post_quant_conv": _flag(options, "use_post_quant_conv"),
+        "mid_attention": flag(options, "mid_block_add_attention"),
+        "quant_conv": flag(options, "use_quant_conv"),
+        "post_quant_conv": flag(options, "use_post_quant_conv"),
     }
 
 
-def autoencoder_config(fields: Mapping[str, Any], sample_size: int = 512) -> dict[str, Any]:
+def autoencoder_config(fields: Options, sample_size: int = 512) -> dict[str, Any]:
     """Returns the AutoencoderKL config of an image encoder and decoder.
 
     Args:
@@ -252,7 +266,7 @@ def autoencoder_config(fields: Mapping[str, Any], sample_size: int = 512) -> dic
     }
 
 
-def text_encoder_fields(config: Mapping[str, Any]) -> dict[str, Any]:
+def text_encoder_fields(config: Options) -> dict[str, Any]:
     """Returns the text encoder's fields from a CLIPTextModel(WithProjection) config.
 
     Old configs carry the id 2 for the end of text, which their models never used: they took the
@@ -264,36 +278,31 @@ def text_encoder_fields(config: Mapping[str, Any]) -> dict[str, Any]:
     """
     model_type = config.get("model_type", "clip_text_model")
     if model_type != "clip_text_model":
-        raise _unsupported("model_type", model_type, "'clip_text_model'")
-    architectures = config.get("architectures") or ["CLIPTextModel"]
-    if len(architectures) != 1 or architectures[0] not in _TEXT_CLASSES:
-        raise _unsupported("architectures", architectures, f"one of {', '.join(_TEXT_CLASSES)}")
-    options = {**_TEXT_DEFAULTS, **config}
-    if options["hidden_act"] not in _TEXT_ACTIVATIONS:
-        known = ", ".join(_TEXT_ACTIVATIONS)
-        raise _unsupported("hidden_act", options["hidden_act"], f"one of {known}")
-    width, num_heads = _natural(options, "hidden_size"), _natural(options, "num_attention_heads")
+        raise unsupported("model_type", model_type, "clip_text_model")
+    options = {"architectures": ["CLIPTextModel"], **_TEXT_DEFAULTS, **config}
+    (architecture,) = names(options, "architectures", _TEXT_CLASSES, 1)
+    width, num_heads = natural(options, "hidden_size"), natural(options, "num_attention_heads")
     if width % num_heads:
-        raise _unsupported("num_attention_heads", num_heads, f"a divisor of {width}")
-    projects = architectures[0] == "CLIPTextModelWithProjection"
-    vocabulary_size, end_id = _natural(options, "vocab_size"), options["eos_token_id"]
+        raise unsupported("num_attention_heads", num_heads, f"a divisor of {width}")
+    projects = architecture == "CLIPTextModelWithProjection"
+    vocabulary_size, end_id = natural(options, "vocab_size"), options["eos_token_id"]
     if type(end_id) is not int or end_id == 2 or not 0 <= end_id < vocabulary_size:
         end_id = vocabulary_size - 1
     return {
         "vocabulary_size": vocabulary_size,
-        "max_length": _natural(options, "max_position_embeddings"),
+        "max_length": natural(options, "max_position_embeddings"),
         "width": width,
-        "depth": _natural(options, "num_hidden_layers"),
+        "depth": natural(options, "num_hidden_layers"),
         "num_heads": num_heads,
-        "mlp_width": _natural(options, "intermediate_size"),
-        "activation": options["hidden_act"],
-        "epsilon": _positive(options, "layer_norm_eps"),
-        "projection_width": _natural(options, "projection_dim") if projects else None,
+        "mlp_width": natural(options, "intermediate_size"),
+        "activation": one_of(options, "hidden_act", _TEXT_ACTIVATIONS),
+        "epsilon": number(options, "layer_norm_eps", 0, 1),
+        "projection_width": natural(options, "projection_dim") if projects else None,
         "end_id": end_id,
     }
 
 
-def text_encoder_config(fields: Mapping[str, Any]) -> dict[str, Any]:
+def text_encoder_config(fields: Options) -> dict[str, Any]:
     """Returns the CLIPTextModel(WithProjection) config of a text encoder."""
     projects = fields["projection_width"] is not None
     return {
@@ -314,91 +323,17 @@ def text_encoder_config(fields: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _check_class(config: Mapping[str, Any], expected: str) -> None:
+def _check(config: Options, expected_class: str, defaults, neutral, without_effect) -> Options:
+    """Returns the options with the class's defaults, once each of them is understood."""
     name = config.get("_class_name")
-    if name != expected:
-        raise _unsupported("_class_name", name, repr(expected))
-
-
-def _check_options(config: Mapping[str, Any], read, neutral, without_effect) -> None:
+    if name != expected_class:
+        raise unsupported("_class_name", name, expected_class)
     for key, value in config.items():
-        if key.startswith("_") or key in read or key in without_effect:
+        if key.startswith("_") or key in defaults or key in without_effect:
             continue
-        if not _is_neutral(value, neutral.get(key)):
-            expected = repr(neutral[key]) if key in neutral else "no such key, or null"
-            raise _unsupported(key, value, expected)
-
-
-def _is_neutral(value: Any, neutral: Any) -> bool:
-    if isinstance(value, list):  # such as one value for each level
-        return all(_is_neutral(item, neutral) for item in value)
-    return value == neutral or (not neutral and value in (None, False))
-
-
-def _unsupported(key: str, value: Any, expected: str) -> CheckpointMismatch:
-    return CheckpointMismatch(
-        f"The config has {key}={value!r}, which is not supported; expected {expected}."
-    )
-
-
-def _is_natural(value: Any) -> bool:
-    return type(value) is int and value > 0
-
-
-def _natural(options: Mapping[str, Any], key: str) -> int:
-    if not _is_natural(options[key]):
-        raise _unsupported(key, options[key], "a positive integer")
-    return options[key]
-
-
-def _positive(options: Mapping[str, Any], key: str) -> float:
-    value = options[key]
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1e30:
-        raise _unsupported(key, value, "a positive number")
-    return float(value)
-
-
-def _flag(options: Mapping[str, Any], key: str) -> bool:
-    if options[key] not in (None, False, True):
-        raise _unsupported(key, options[key], "true or false")
-    return bool(options[key])
-
-
-def _names(options: Mapping[str, Any], key: str, known, levels: int) -> tuple[str, ...]:
-    names = options[key]
-    if not isinstance(names, (list, tuple)) or len(names) != levels or not set(names) <= set(known):
-        raise _unsupported(key, names, f"a list of {levels}, each one of {', '.join(known)}")
-    return tuple(names)
-
-
-def _channels(options: Mapping[str, Any]) -> tuple[int, ...]:
-    channels, groups = options["block_out_channels"], _natural(options, "norm_num_groups")
-    if (
-        not isinstance(channels, (list, tuple))
-        or not channels
-        or not all(_is_natural(width) and width % groups == 0 for width in channels)
-    ):
-        raise _unsupported("block_out_channels", channels, f"a list of multiples of {groups}")
-    return tuple(channels)
-
-
-def _per_level(options: Mapping[str, Any], key: str, levels: int) -> tuple[int, ...]:
-    value = options[key]
-    values = (value,) * levels if _is_natural(value) else value
-    if (
-        not isinstance(values, (list, tuple))
-        or len(values) != levels
-        or not all(_is_natural(item) for item in values)
-    ):
-        raise _unsupported(key, value, f"a positive integer or a list of {levels}")
-    return tuple(values)
-
-
-def _same_on_levels(options: Mapping[str, Any], key: str, levels: int) -> int:
-    values = _per_level(options, key, levels)
-    if len(set(values)) > 1:
-        raise _unsupported(key, options[key], "the same number on all levels")
-    return values[0]
+        if not is_neutral(value, neutral.get(key)):
+            raise unsupported(key, value, repr(neutral.get(key, "no such option")))
+    return {**defaults, **config}
 
 
 def _short(values: Sequence[int]) -> int | list[int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
@@ -149,10 +150,10 @@ def _open_shards(root: Path, index: Path) -> Checkpoint:
         for name in sorted(set(weight_map.values()))
     }
     for name, shard in shards.items():
-        mapped = {tensor for tensor, place in weight_map.items() if place == name}
-        if mapped != shard.keys():
+        disputed = shard.keys() ^ {tensor for tensor, place in weight_map.items() if place == name}
+        if disputed:
             raise CorruptCheckpoint(
-                f"{index} and {shard.path} do not agree on {listed(sorted(mapped ^ shard.keys()))}. "
+                f"{index} and {shard.path} do not agree on {listed(sorted(disputed))}. "
                 "Download both again."
             )
     infos = {tensor: shards[name].info(tensor) for tensor, name in weight_map.items()}
@@ -199,11 +200,13 @@ def staged(path: str | os.PathLike) -> Iterator[Path]:
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise CheckpointError(f"{path} exists already. Choose another path or remove it first.")
     path.parent.mkdir(parents=True, exist_ok=True)
-    stage = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    stage = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
     stage.mkdir()
     try:
         yield stage
-        os.replace(stage, path)
+        if path.exists():
+            path.rmdir()  # Windows replaces no folder, not even an empty one
+        stage.rename(path)
     except BaseException:
         shutil.rmtree(stage, ignore_errors=True)
         raise
@@ -259,10 +262,10 @@ def write_index(
     needed = {"requires_safety_checker": "safety_checker" in rows}
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / f".model_index.json.{os.getpid()}.partial"
+    partial = folder / f".model_index.json.{secrets.token_hex(4)}.partial"
     try:
         _write_json(partial, {"_class_name": class_name, **absent, **rows, **needed})
-        os.replace(partial, folder / "model_index.json")
+        partial.replace(folder / "model_index.json")
     finally:
         partial.unlink(missing_ok=True)
 

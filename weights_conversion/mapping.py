@@ -12,28 +12,30 @@ from weights_conversion.checkpoint import Checkpoint
 from weights_conversion.errors import CheckpointMismatch, NonFiniteWeights, listed, printable
 from weights_conversion.names import DIALECTS, Row, Stored
 
-# Names that tools gave the same tensors at other times, and today's name of the same dialect.
+# Names that tools gave the same tensors at other times, and today's name in the same dialect.
 _DRIFT = {
     "diffusers": (
-        (re.compile(r"(\.attentions\.\d+)\.query\."), r"\1.to_q."),  # autoencoders before 0.17
+        # autoencoders, before diffusers 0.17
+        (re.compile(r"(\.attentions\.\d+)\.query\."), r"\1.to_q."),
         (re.compile(r"(\.attentions\.\d+)\.key\."), r"\1.to_k."),
         (re.compile(r"(\.attentions\.\d+)\.value\."), r"\1.to_v."),
         (re.compile(r"(\.attentions\.\d+)\.proj_attn\."), r"\1.to_out.0."),
-        # transformers 5.6 and later write CLIPTextModel without the prefix
+        # CLIPTextModel, since transformers 5.6
         (re.compile(r"^(?=(embeddings|encoder\.layers|final_layer_norm)\.)"), "text_model."),
     ),
     "compvis": (
+        # merges of NovelAI's time
         (
-            re.compile(r"^cond_stage_model\.transformer\.(?=(embeddings|encoder|final_layer_norm)\.)"),
-            "cond_stage_model.transformer.text_model.",
+            re.compile(
+                r"^(cond_stage_model\.transformer\.)(?=(embeddings|encoder|final_layer_norm)\.)"
+            ),
+            r"\1text_model.",
         ),
     ),
 }
 # Tensors that no computation needs: indices 0…76 (at times damaged by merging in half precision),
 # a causal mask, CLIP's training temperature, and the autoencoder's training losses.
-_HARMLESS = re.compile(
-    r"(^|\.)(position_ids|attn_mask|logit_scale)$|^first_stage_model\.loss\."
-)
+_HARMLESS = re.compile(r"(^|\.)(position_ids|attn_mask|logit_scale)$|^first_stage_model\.loss\.")
 
 
 def read(
@@ -79,7 +81,9 @@ def read(
     return _arrays(wanted, found, checkpoint, dialect, allow_nonfinite)
 
 
-def write(rows: Iterable[Row], weights: Mapping[str, np.ndarray], dialect: str) -> dict[str, np.ndarray]:
+def write(
+    rows: Iterable[Row], weights: Mapping[str, np.ndarray], dialect: str
+) -> dict[str, np.ndarray]:
     """Returns the tensors of a checkpoint that holds a model's variables.
 
     Args:
@@ -93,25 +97,31 @@ def write(rows: Iterable[Row], weights: Mapping[str, np.ndarray], dialect: str) 
     Raises:
         CheckpointMismatch: variables are missing, unexpected, or of a wrong shape.
     """
-    rows = tuple(rows)
-    shapes = {row.kdiffusion: row.shape for row in rows}
-    problems = [
-        _problem("missing", shapes.keys() - weights.keys()),
-        _problem("unexpected", weights.keys() - shapes.keys()),
-        _problem("of another shape", (
-            f"{path}: {tuple(weights[path].shape)} instead of {shape}"
-            for path, shape in shapes.items()
-            if path in weights and tuple(weights[path].shape) != shape
-        )),
+    groups = _by_tensor(rows, dialect)
+    shapes = {row.kdiffusion: row.shape for group in groups.values() for row in group}
+    found = {path: tuple(array.shape) for path, array in weights.items()}
+    _raise(
+        "The variables to write are not those of the model's name table",
+        [
+            _problem("missing", shapes.keys() - found.keys()),
+            _problem("unexpected", found.keys() - shapes.keys()),
+            _problem(
+                "of another shape",
+                (
+                    f"{path}: {found[path]} instead of {shapes[path]}"
+                    for path in shapes.keys() & found.keys()
+                    if found[path] != shapes[path]
+                ),
+            ),
+        ],
+    )
+    return {name: _tensor(group, weights, dialect) for name, group in groups.items()}
+
+
+def _tensor(group: list[Row], weights: Mapping[str, np.ndarray], dialect: str) -> np.ndarray:
+    parts = [
+        layouts.to_torch(_stored(row, dialect).layout, weights[row.kdiffusion]) for row in group
     ]
-    _raise("The variables to write are not those of the model's name table", problems)
-    return {
-        name: _stacked([layouts.to_torch(_stored(row, dialect).layout, weights[row.kdiffusion]) for row in group])
-        for name, group in _by_tensor(rows, dialect).items()
-    }
-
-
-def _stacked(parts: list[np.ndarray]) -> np.ndarray:
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 

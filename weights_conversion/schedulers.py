@@ -11,10 +11,18 @@ Source: the signatures of diffusers 0.42's schedulers.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from weights_conversion.errors import CheckpointMismatch
+from weights_conversion.options import (
+    Options,
+    flag,
+    is_neutral,
+    natural,
+    number,
+    one_of,
+    unsupported,
+)
 
 
 class _Scheduler(NamedTuple):
@@ -162,36 +170,32 @@ _SIGMA_SPACINGS = {
 }
 
 
-def scheduler_fields(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def scheduler_fields(config: Options) -> dict[str, dict[str, Any]]:
     """Returns {"schedule": fields, "sampling": fields} from a scheduler_config.json.
 
     Raises:
         CheckpointMismatch: another class, or an option that the samplers here do not know.
     """
-    name = config.get("_class_name")
-    if name not in _SCHEDULERS:
-        raise _unsupported("_class_name", name, f"one of {', '.join(_SCHEDULERS)}")
-    scheduler = _SCHEDULERS[name]
+    scheduler = _SCHEDULERS[one_of({"_class_name": None, **config}, "_class_name", _SCHEDULERS)]
     _check_options(config, scheduler)
     options = {"set_alpha_to_one": True, "rescale_betas_zero_snr": False, **scheduler.defaults}
     options |= {key: config[key] for key in options.keys() & config.keys()}
-    betas = options["trained_betas"]
     return {
         "schedule": {
-            "num_timesteps": _number(options, "num_train_timesteps", int),
-            "beta_start": _number(options, "beta_start", float),
-            "beta_end": _number(options, "beta_end", float),
-            "beta_schedule": _one_of(options, "beta_schedule", _BETA_SCHEDULES),
-            "prediction": _PREDICTIONS[_one_of(options, "prediction_type", _PREDICTIONS)],
-            "rescale_zero_terminal_snr": bool(options["rescale_betas_zero_snr"]),
-            "trained_betas": None if betas is None else tuple(map(float, betas)),
+            "num_timesteps": natural(options, "num_train_timesteps"),
+            "beta_start": number(options, "beta_start", 0, 1),
+            "beta_end": number(options, "beta_end", 0, 1),
+            "beta_schedule": one_of(options, "beta_schedule", _BETA_SCHEDULES),
+            "prediction": _PREDICTIONS[one_of(options, "prediction_type", _PREDICTIONS)],
+            "rescale_zero_terminal_snr": flag(options, "rescale_betas_zero_snr"),
+            "trained_betas": _betas(options),
         },
         "sampling": {
             "sampler": scheduler.sampler or _dpm_solver(options),
-            "timestep_spacing": _one_of(options, "timestep_spacing", _SPACINGS),
+            "timestep_spacing": one_of(options, "timestep_spacing", _SPACINGS),
             "sigma_spacing": _sigma_spacing(options),
-            "steps_offset": _number(options, "steps_offset", int),
-            "set_alpha_to_one": bool(options["set_alpha_to_one"]),
+            "steps_offset": int(number(options, "steps_offset", 0, 1000)),
+            "set_alpha_to_one": flag(options, "set_alpha_to_one"),
         },
     }
 
@@ -227,7 +231,7 @@ def scheduler_config(fields: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     lost = [key for key in ("rescale_betas_zero_snr", *_SIGMA_SPACINGS) if given[key]]
     for key in lost:
         if key not in known:
-            raise _unsupported(key, True, f"false, because {name} has no such option")
+            raise unsupported(key, True, f"false, because {name} has no such option")
     required = {k: v for k, v in _SCHEDULERS[name].required.items() if k in _DEFAULT_OF_REQUIRED}
     clip = {"clip_sample": False} if name in ("DDIMScheduler", "DDPMScheduler") else {}
     config = {"_class_name": name, **options, **required, **clip}
@@ -243,49 +247,40 @@ def _class_of(sampler: str) -> tuple[str, dict[str, Any]]:
         if scheduler.sampler == sampler:
             return name, {}
     known = [s.sampler for s in _SCHEDULERS.values() if s.sampler] + list(_DPM_SOLVERS.values())
-    raise _unsupported("sampler", sampler, f"one of {', '.join(known)}, which diffusers has too")
+    raise unsupported("sampler", sampler, f"one of {', '.join(known)}, which diffusers has too")
 
 
-def _check_options(config: Mapping[str, Any], scheduler: _Scheduler) -> None:
+def _check_options(config: Options, scheduler: _Scheduler) -> None:
     for key, required in scheduler.required.items():
         value = config.get(key, _DEFAULT_OF_REQUIRED.get(key, required))
-        if value != required and (value or required):
-            raise _unsupported(key, value, repr(required))
+        if not is_neutral(value, required):
+            raise unsupported(key, value, repr(required))
     for key, value in config.items():
-        if key not in _KNOWN_KEYS and not key.startswith("_") and value not in (None, False, []):
-            raise _unsupported(key, value, "no such key, or null")
+        if key not in _KNOWN_KEYS and not key.startswith("_") and not is_neutral(value, None):
+            raise unsupported(key, value, "no such option")
 
 
-def _dpm_solver(options: Mapping[str, Any]) -> str:
+def _dpm_solver(options: Options) -> str:
     solver = (options["algorithm_type"], options["solver_order"])
-    if solver not in _DPM_SOLVERS:
-        known = ", ".join(map(str, _DPM_SOLVERS))
-        raise _unsupported("(algorithm_type, solver_order)", solver, f"one of {known}")
-    return _DPM_SOLVERS[solver]
+    for choice, sampler in _DPM_SOLVERS.items():
+        if solver == choice:
+            return sampler
+    known = ", ".join(map(str, _DPM_SOLVERS))
+    raise unsupported("(algorithm_type, solver_order)", solver, f"one of {known}")
 
 
-def _sigma_spacing(options: Mapping[str, Any]) -> str | None:
+def _sigma_spacing(options: Options) -> str | None:
     chosen = [key for key in _SIGMA_SPACINGS if options.get(key)]
     if len(chosen) > 1:
-        raise _unsupported(chosen[1], True, f"false, because {chosen[0]} is true")
+        raise unsupported(chosen[1], True, f"false, because {chosen[0]} is true")
     return _SIGMA_SPACINGS[chosen[0]] if chosen else None
 
 
-def _one_of(options: Mapping[str, Any], key: str, known) -> str:
-    if options[key] not in known:
-        raise _unsupported(key, options[key], f"one of {', '.join(known)}")
-    return options[key]
-
-
-def _number(options: Mapping[str, Any], key: str, kind: type):
-    value = options[key]
-    allowed = (int,) if kind is int else (int, float)
-    if isinstance(value, bool) or not isinstance(value, allowed) or value < 0:
-        raise _unsupported(key, value, "a number that is not negative")
-    return kind(value)
-
-
-def _unsupported(key: str, value: Any, expected: str) -> CheckpointMismatch:
-    return CheckpointMismatch(
-        f"The scheduler config has {key}={value!r}, which is not supported; expected {expected}."
-    )
+def _betas(options: Options) -> tuple[float, ...] | None:
+    betas = options["trained_betas"]
+    if betas is None:
+        return None
+    if not isinstance(betas, Sequence) or len(betas) != options["num_train_timesteps"]:
+        expected = f"null or a list of {options['num_train_timesteps']}"
+        raise unsupported("trained_betas", betas, expected)
+    return tuple(number({"trained_betas": beta}, "trained_betas", 0, 1) for beta in betas)
