@@ -19,7 +19,13 @@ from weights_conversion.errors import (
     NonFiniteWeights,
     UnsafeCheckpoint,
 )
-from weights_conversion.folder import DiffusersFolder, staged, write_component, write_index
+from weights_conversion.folder import (
+    DiffusersFolder,
+    staged,
+    write_component,
+    write_index,
+    write_scheduler,
+)
 from weights_conversion.mapping import read, write
 from weights_conversion.names import Row, Stored, rows
 from weights_conversion.safetensors_reader import open_safetensors
@@ -51,4 +57,5 @@ __all__ = [
     "write",
     "write_component",
     "write_index",
+    "write_scheduler",
 ]

@@ -216,7 +216,7 @@ def write_component(
     path: str | os.PathLike,
     component: str,
     config: Mapping[str, Any],
-    tensors: Mapping[str, np.ndarray] | None = None,
+    tensors: Mapping[str, np.ndarray],
     *,
     variant: str | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
@@ -226,8 +226,8 @@ def write_component(
     Args:
         path: the pipeline's folder.
         component: the name of the folder to make, such as "unet".
-        config: what config.json shall hold. A class name of diffusers in it decides the name of
-            the weights' file; "scheduler" has scheduler_config.json and no weights.
+        config: what config.json shall hold. With a class name of diffusers in it, the weights'
+            file is named as diffusers does, else as transformers does.
         tensors: arrays by name; they need not be contiguous.
         variant: as in `DiffusersFolder.weights`.
         max_shard_bytes: size above which the weights are split into several files.
@@ -236,38 +236,53 @@ def write_component(
         CheckpointError: the component's folder exists already and is not empty.
     """
     stem = _STEMS[0] if "_class_name" in config else _STEMS[1]
-    name = "scheduler_config.json" if component == "scheduler" else "config.json"
     with staged(Path(path) / component) as folder:
-        _write_json(folder / name, config)
-        if tensors is not None:
-            _write_weights(folder, stem, f".{variant}" if variant else "", tensors, max_shard_bytes)
+        _write_json(folder / "config.json", config)
+        _write_weights(folder, stem, f".{variant}" if variant else "", tensors, max_shard_bytes)
 
 
-def write_index(
-    path: str | os.PathLike,
-    components: Mapping[str, tuple[str, str]],
-    class_name: str = "StableDiffusionPipeline",
-) -> None:
-    """Writes model_index.json.
+def write_scheduler(path: str | os.PathLike, config: Mapping[str, Any]) -> None:
+    """Writes the scheduler's folder, which holds its scheduler_config.json only.
+
+    Raises:
+        CheckpointError: the folder exists already and is not empty.
+    """
+    with staged(Path(path) / "scheduler") as folder:
+        _write_json(folder / "scheduler_config.json", config)
+
+
+def write_index(path: str | os.PathLike, class_name: str = "StableDiffusionPipeline") -> None:
+    """Writes model_index.json for the components that the folder holds; last, for this reason.
 
     Args:
         path: the pipeline's folder.
-        components: (library, class) of each, such as {"unet": ("diffusers",
-            "UNet2DConditionModel")}. The safety checker and its feature extractor are switched
-            off unless they are among them.
         class_name: the pipeline's class in diffusers.
     """
-    rows = {name: list(row) for name, row in components.items()}
-    absent = {"safety_checker": [None, None], "feature_extractor": [None, None]}
-    needed = {"requires_safety_checker": "safety_checker" in rows}
     folder = Path(path)
-    folder.mkdir(parents=True, exist_ok=True)
+    absent = [None, None]
+    index = {"_class_name": class_name, "safety_checker": absent, "feature_extractor": absent}
+    index |= {part.name: _class_row(part) for part in folder.iterdir() if part.is_dir()}
+    index["requires_safety_checker"] = index["safety_checker"] != absent
     partial = folder / f".model_index.json.{secrets.token_hex(4)}.partial"
     try:
-        _write_json(partial, {"_class_name": class_name, **absent, **rows, **needed})
+        _write_json(partial, index)
         partial.replace(folder / "model_index.json")
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _class_row(component: Path) -> list[str | None]:
+    """Returns the library and the class that load a component's folder."""
+    if (component / "scheduler_config.json").is_file():
+        return ["diffusers", read_json(component / "scheduler_config.json")["_class_name"]]
+    if (component / "vocab.json").is_file():
+        return ["transformers", "CLIPTokenizer"]
+    if not (component / "config.json").is_file():
+        return [None, None]
+    config = read_json(component / "config.json")
+    if "_class_name" in config:
+        return ["diffusers", config["_class_name"]]
+    return ["transformers", config["architectures"][0]]
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -256,6 +256,6 @@ def _load(path: Path, identity: _Identity, name: str, tensor: _Tensor) -> np.nda
                 f"{path} changed while it was being read. Open it again when it is complete."
             )
         file.seek(tensor.begin)
-        if file.readinto(array.reshape(-1).view(np.uint8)) != array.nbytes:
+        if file.readinto(array.reshape(-1).view(np.uint8).data) != array.nbytes:
             raise CorruptCheckpoint(f"{path} ended within tensor {printable(name)}.")
     return array
