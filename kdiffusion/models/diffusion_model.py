@@ -59,9 +59,13 @@ class DiffusionModel(ArchitectureModel):
     @staticmethod
     def graph(architecture, options):
         inputs = {
-            "latents": keras.Input((None, None, architecture.in_channels), name="latents"),
+            "latents": keras.Input(
+                (None, None, architecture.in_channels), name="latents", dtype="float32"
+            ),
             "timestep": keras.Input((), name="timestep", dtype="float32"),
-            "context": keras.Input((None, architecture.context_width), name="context"),
+            "context": keras.Input(
+                (None, architecture.context_width), name="context", dtype="float32"
+            ),
         }
         base = architecture.channels[0]
         time = TimeEmbedding(base, 4 * base, name="time_embedding", **options)(inputs["timestep"])

@@ -40,7 +40,9 @@ class ImageDecoder(ArchitectureModel):
 
     @staticmethod
     def graph(architecture, options):
-        inputs = keras.Input((None, None, architecture.latent_channels), name="latents")
+        inputs = keras.Input(
+            (None, None, architecture.latent_channels), name="latents", dtype="float32"
+        )
         scale = 1.0 / architecture.latent_scale
         x = keras.layers.Rescaling(
             scale, architecture.latent_shift, name="unscale", dtype=options["dtype"]

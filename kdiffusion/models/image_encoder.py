@@ -45,7 +45,9 @@ class ImageEncoder(ArchitectureModel):
 
     @staticmethod
     def graph(architecture, options):
-        inputs = keras.Input((None, None, architecture.image_channels), name="images")
+        inputs = keras.Input(
+            (None, None, architecture.image_channels), name="images", dtype="float32"
+        )
         x = conv2d(architecture.channels[0], 3, "conv_in", **options)(inputs)
         for level, channels in enumerate(architecture.channels):
             for index in range(architecture.layers_per_level):

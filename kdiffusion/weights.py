@@ -1,0 +1,345 @@
+"""Where a model's parts come from: a diffusers folder, the hub, or random numbers from a seed."""
+
+from __future__ import annotations
+
+import os
+import zlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Protocol
+
+import keras
+import numpy as np
+
+from kdiffusion import backend
+from kdiffusion.models.base import ArchitectureModel
+from kdiffusion.models.diffusion_model import DiffusionModel
+from kdiffusion.models.image_decoder import ImageDecoder
+from kdiffusion.models.image_encoder import ImageEncoder
+from kdiffusion.models.text_encoder import TextEncoder
+from kdiffusion.presets import (
+    PRESETS,
+    AutoencoderArchitecture,
+    DiffusionArchitecture,
+    TextEncoderArchitecture,
+    fields,
+)
+from kdiffusion.sampling.levels import Spacing
+from kdiffusion.sampling.schedule import Schedule
+from kdiffusion.tokenizer import SimpleTokenizer
+
+MODELS: dict[str, type[ArchitectureModel]] = {
+    "text_encoder": TextEncoder,
+    "image_encoder": ImageEncoder,
+    "image_decoder": ImageDecoder,
+    "diffusion_model": DiffusionModel,
+}
+
+# The part of a diffusers folder that holds each model.
+_COMPONENTS = {
+    "text_encoder": "text_encoder",
+    "image_encoder": "vae",
+    "image_decoder": "vae",
+    "diffusion_model": "unet",
+}
+
+
+class Source(Protocol):
+    """Something that the parts of a latent diffusion model can be loaded from.
+
+    Attributes:
+        name: str, for people.
+        height, width: int, the size that the model draws by default, in pixels.
+    """
+
+    name: str
+    height: int
+    width: int
+
+    def architecture(self, kind: str) -> Any:
+        """The architecture record of one of `MODELS`."""
+
+    def model(self, kind: str, dtype: Any) -> ArchitectureModel:
+        """One of `MODELS`, with its weights."""
+
+    def tokenizer(self) -> SimpleTokenizer:
+        """The tokenizer."""
+
+    def schedule(self) -> Schedule:
+        """The schedule that the network was trained with."""
+
+    def sampling(self) -> tuple[str, Spacing]:
+        """The default sampler's name and the default spacing."""
+
+
+def assign(model: keras.Model, arrays: Iterable[tuple[str, np.ndarray]]) -> None:
+    """Give every variable of a new model its value, by path.
+
+    Args:
+        model: Keras model.
+        arrays: pairs of variable path (without the model's name) and array.
+
+    Raises:
+        ValueError: If a variable got no value, or a value has no variable.
+    """
+    variables = {variable.path: variable for variable in model.variables}
+    for path, array in arrays:
+        if path not in variables:
+            raise ValueError(f"{model.name} has no variable {path!r}.")
+        variable = variables.pop(path)
+        value = backend.aligned_array(array.shape, keras.backend.standardize_dtype(variable.dtype))
+        np.copyto(value, array, casting="unsafe")
+        variable.assign(backend.from_numpy(value))
+    if variables:
+        raise ValueError(
+            f"{len(variables)} variables of {model.name} got no value, among them "
+            f"{sorted(variables)[:10]}."
+        )
+
+
+def arrays_of(model: keras.Model) -> dict[str, np.ndarray]:
+    """The values of all variables of a model, by path."""
+    return {
+        variable.path: keras.ops.convert_to_numpy(variable.value) for variable in model.variables
+    }
+
+
+class FolderSource:
+    """A folder in diffusers' layout.
+
+    Args:
+        path: path of the folder.
+        size: (height, width) in pixels, or `None` for what the folder's `sample_size` says.
+    """
+
+    def __init__(self, path: str | os.PathLike, size: tuple[int, int] | None = None):
+        from weights_conversion import DiffusersFolder
+
+        self.folder = DiffusersFolder(path)
+        self.name = Path(path).resolve().name
+        if size is None:
+            cells = self.folder.config("unet").get("sample_size") or 64
+            sides = (cells, cells) if isinstance(cells, int) else tuple(cells)
+            downsampling = self.architecture("image_decoder").downsampling
+            size = tuple(side * downsampling for side in sides)
+        self.height, self.width = size
+
+    def architecture(self, kind):
+        return MODELS[kind].architecture_class(**self._fields(kind))
+
+    def model(self, kind, dtype):
+        from weights_conversion import mapping, names
+
+        model = MODELS[kind](self._fields(kind), initialize=False, dtype=dtype, name=kind)
+        component = _COMPONENTS[kind]
+        beside = [other for other in MODELS if _COMPONENTS[other] == component and other != kind]
+        assign(
+            model,
+            mapping.read(
+                names.rows(kind, self._fields(kind)),
+                self.folder.weights(component),
+                "diffusers",
+                beside=[row for other in beside for row in names.rows(other, self._fields(other))],
+            ),
+        )
+        return model
+
+    def tokenizer(self):
+        return SimpleTokenizer.from_folder(self.folder.path / "tokenizer")
+
+    def schedule(self):
+        return Schedule(**self._scheduler()["schedule"])
+
+    def sampling(self):
+        settings = dict(self._scheduler()["sampling"])
+        sampler = settings.pop("sampler")
+        return sampler, Spacing(
+            timesteps=settings.pop("timestep_spacing"),
+            sigmas=settings.pop("sigma_spacing"),
+            **settings,
+        )
+
+    def _fields(self, kind):
+        from weights_conversion import configs
+
+        read = {
+            "text_encoder": configs.text_encoder_fields,
+            "vae": configs.autoencoder_fields,
+            "unet": configs.diffusion_model_fields,
+        }
+        component = _COMPONENTS[kind]
+        return read[component](self.folder.config(component))
+
+    def _scheduler(self):
+        from weights_conversion import schedulers
+
+        return schedulers.scheduler_fields(self.folder.config("scheduler"))
+
+
+class RandomSource:
+    """A tiny latent diffusion model whose weights are random numbers from a fixed seed.
+
+    It has learned nothing and draws coloured noise. It exists so that everything around the
+    weights can be tried, tested and timed offline within seconds.
+    """
+
+    name = "random-tiny"
+    height = 64
+    width = 64
+
+    _ARCHITECTURES = {
+        "text_encoder": TextEncoderArchitecture(
+            vocabulary_size=514, width=32, depth=2, num_heads=2, mlp_width=64, end_id=513
+        ),
+        "autoencoder": AutoencoderArchitecture(
+            channels=(16, 16, 32, 32), layers_per_level=1, num_groups=8
+        ),
+        "diffusion_model": DiffusionArchitecture(
+            channels=(16, 32),
+            layers_per_level=1,
+            depths=(1, 0),
+            num_heads=(2, 2),
+            context_width=32,
+            num_groups=8,
+        ),
+    }
+
+    def architecture(self, kind):
+        return self._ARCHITECTURES.get(kind) or self._ARCHITECTURES["autoencoder"]
+
+    def model(self, kind, dtype):
+        model = MODELS[kind](self.architecture(kind), initialize=False, dtype=dtype, name=kind)
+        assign(model, [(v.path, _random_weight(kind, v.path, v.shape)) for v in model.variables])
+        return model
+
+    def tokenizer(self):
+        return SimpleTokenizer.byte_level()
+
+    def schedule(self):
+        return Schedule()
+
+    def sampling(self):
+        return "ddim", Spacing()
+
+
+def _random_weight(kind, path, shape):
+    leaf = path.split("/")[-1]
+    if leaf == "gamma":
+        return np.ones(shape, np.float32)
+    if leaf in ("beta", "bias"):
+        return np.zeros(shape, np.float32)
+    generator = np.random.default_rng(zlib.crc32(f"{kind}/{path}".encode()))
+    deviation = 1.0 if leaf.endswith("embedding") else np.prod(shape[:-1]) ** -0.5
+    return (generator.standard_normal(tuple(shape)) * deviation).astype(np.float32)
+
+
+def open_source(preset: str | os.PathLike) -> Source:
+    """Find what a preset name, a folder or a hub address stands for; may download.
+
+    Args:
+        preset: a name in `kdiffusion.presets.PRESETS`, `"random-tiny"`, the path of a folder in
+            diffusers' layout, or `"hf://organisation/repository[@revision]"`.
+
+    Returns:
+        A `Source`.
+
+    Raises:
+        ValueError: If it is none of these; the message lists the known names.
+    """
+    text = os.fspath(preset)
+    if text == RandomSource.name:
+        return RandomSource()
+    if text in PRESETS:
+        record = PRESETS[text]
+        return FolderSource(_download(record.repository), (record.height, record.width))
+    if text.startswith("hf://"):
+        repository, _, revision = text.removeprefix("hf://").partition("@")
+        return FolderSource(_download(repository, revision or None))
+    if os.path.isdir(text):
+        return FolderSource(text)
+    known = ", ".join(sorted([*PRESETS, RandomSource.name]))
+    raise ValueError(
+        f"`preset` must be a known name, a folder in diffusers' layout, or an address "
+        f"'hf://organisation/repository'. Received: preset={text!r}, which is no folder here. "
+        f"Known names: {known}"
+    )
+
+
+def _download(repository, revision=None):
+    from huggingface_hub import snapshot_download
+
+    parts = [("unet", "diffusion_pytorch_model"), ("vae", "diffusion_pytorch_model")]
+    parts += [("text_encoder", "model")]
+    patterns = ["model_index.json", "scheduler/*.json", "tokenizer/*"]
+    for folder, stem in parts:
+        patterns += [
+            f"{folder}/config.json",
+            f"{folder}/{stem}.safetensors",
+            f"{folder}/{stem}-*-of-*.safetensors",
+            f"{folder}/{stem}.safetensors.index.json",
+        ]
+    return snapshot_download(repository, revision=revision, allow_patterns=patterns)
+
+
+def save(
+    path: str | os.PathLike,
+    models: dict[str, ArchitectureModel],
+    tokenizer: SimpleTokenizer,
+    schedule: Schedule,
+    sampling: tuple[str, Spacing],
+    size: tuple[int, int],
+) -> None:
+    """Write a folder in diffusers' layout that diffusers and kdiffusion load.
+
+    Args:
+        path: path of the folder, made if it is missing.
+        models: all of `MODELS`.
+        tokenizer: the tokenizer.
+        schedule: the schedule.
+        sampling: the default sampler's name and the default spacing.
+        size: (height, width) of a picture in pixels, recorded as the default.
+    """
+    from weights_conversion import configs, folder, mapping, names, schedulers
+
+    tensors: dict[str, dict[str, np.ndarray]] = {"text_encoder": {}, "vae": {}, "unet": {}}
+    records = {}
+    for kind, model in models.items():
+        records[_COMPONENTS[kind]] = values = fields(model.architecture)
+        written = mapping.write(names.rows(kind, values), arrays_of(model), "diffusers")
+        tensors[_COMPONENTS[kind]].update(written)
+    downsampling = models["image_decoder"].architecture.downsampling
+    cells = [side // downsampling for side in size]
+    settings = {"schedule": fields(schedule), "sampling": _sampling_fields(*sampling)}
+    component_configs = {
+        "unet": configs.diffusion_model_config(
+            records["unet"], cells[0] if cells[0] == cells[1] else cells
+        ),
+        "vae": configs.autoencoder_config(records["vae"], max(size)),
+        "text_encoder": configs.text_encoder_config(records["text_encoder"]),
+        "scheduler": schedulers.scheduler_config(settings),
+    }
+    with folder.staged(path) as stage:
+        for component, config in component_configs.items():
+            folder.write_component(stage, component, config, tensors.get(component))
+        tokenizer.save(stage / "tokenizer")
+        folder.write_index(
+            stage,
+            {
+                "unet": ("diffusers", "UNet2DConditionModel"),
+                "vae": ("diffusers", "AutoencoderKL"),
+                "text_encoder": ("transformers", "CLIPTextModel"),
+                "tokenizer": ("transformers", "CLIPTokenizer"),
+                "scheduler": ("diffusers", component_configs["scheduler"]["_class_name"]),
+            },
+        )
+
+
+def _sampling_fields(sampler, spacing):
+    """The default sampler and spacing under the names of `weights_conversion.schedulers`."""
+    values = fields(spacing)
+    return {
+        "sampler": sampler,
+        "timestep_spacing": values.pop("timesteps"),
+        "sigma_spacing": values.pop("sigmas"),
+        **values,
+    }
