@@ -106,12 +106,13 @@ def _generate(arguments: argparse.Namespace) -> None:
 
 
 def _draw(arguments: argparse.Namespace, seed: int, paths: Sequence[Path]) -> None:
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # read when TensorFlow is imported
     import kdiffusion
     from kdiffusion.metadata import save_pictures
 
+    with _silent_import():
+        model_class = kdiffusion.StableDiffusion
     with contextlib.redirect_stdout(sys.stderr):  # the progress bar is no result
-        model = kdiffusion.StableDiffusion.from_preset(arguments.preset, dtype=arguments.dtype)
+        model = model_class.from_preset(arguments.preset, dtype=arguments.dtype)
         images = model.text_to_image(
             arguments.prompt,
             negative_prompt=arguments.negative_prompt,
@@ -217,6 +218,26 @@ def _describe(error: Exception) -> str:
 
 def _notes(error: BaseException) -> Iterable[str]:
     return getattr(error, "__notes__", ())
+
+
+@contextlib.contextmanager
+def _silent_import() -> Iterator[None]:
+    """Keep TensorFlow from talking, unless the user has chosen a log level.
+
+    While its libraries are loaded it writes to the file descriptor whatever the level is.
+    """
+    if "TF_CPP_MIN_LOG_LEVEL" in os.environ:
+        yield
+        return
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+    kept = os.dup(2)
+    with open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 @contextlib.contextmanager

@@ -258,10 +258,23 @@ def test_wrong_usage_is_code_2(arguments, capsys):
     assert "usage: kdiffusion" in capsys.readouterr().err
 
 
-def test_user_chooses_the_log_level(monkeypatch):
-    monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "0")
-    assert generate("cat") == cli.OK
-    assert os.environ["TF_CPP_MIN_LOG_LEVEL"] == "0"
+@pytest.mark.parametrize("level", [None, "0"])
+def test_frameworks_are_silent_unless_the_user_wants_to_hear(level, monkeypatch, capfd):
+    monkeypatch.delenv("TF_CPP_MIN_LOG_LEVEL")
+    if level:
+        monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", level)
+
+    def importing(name):
+        os.write(2, b"I0000 a library is loaded\n")
+        return StandIn
+
+    monkeypatch.delitem(vars(kdiffusion), "StableDiffusion")
+    monkeypatch.setattr(kdiffusion, "__getattr__", importing)
+    assert generate("cat", "--seed", "1") == cli.OK
+    assert ("I0000" in capfd.readouterr().err) == bool(level)
+    assert os.environ["TF_CPP_MIN_LOG_LEVEL"] == (level or "3")
+    os.write(2, b"heard again\n")
+    assert capfd.readouterr().err == "heard again\n"
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["generate", "--help"]])
