@@ -16,6 +16,7 @@ import sys
 import time
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -127,32 +128,44 @@ def _draw(arguments: argparse.Namespace, seed: int, paths: Sequence[Path]) -> No
             verbose=int(not arguments.quiet and sys.stderr.isatty()),
             noise=arguments.noise,
         )
-    pictures = {
-        path: (image, _parameters(arguments, seed + index, image.shape))
-        for index, (path, image) in enumerate(zip(paths, images, strict=True))
-    }
+    made = _parameters(arguments)
+    pictures = {}
+    for index, (path, image) in enumerate(zip(paths, images, strict=True)):
+        height, width, _ = image.shape
+        pictures[path] = image, replace(made, seed=seed + index, height=height, width=width)
     save_pictures(pictures, overwrite=arguments.force)
 
 
-def _parameters(arguments: argparse.Namespace, seed: int, shape: Sequence[int]) -> Parameters:
-    """How the picture of this seed was made."""
+def _parameters(arguments: argparse.Namespace) -> Parameters:
+    """How the pictures were made, but for what each has of its own."""
     from kdiffusion.metadata import Parameters
 
+    sampler, spacing = _sampling(arguments)
     return Parameters(
         prompt=arguments.prompt,
         num_steps=arguments.steps,
         negative_prompt=arguments.negative_prompt or "",
-        sampler=arguments.sampler,
-        spacing=arguments.spacing,
+        sampler=sampler,
+        spacing=spacing,
         guidance_scale=arguments.guidance_scale,
-        seed=seed,
-        width=shape[1],
-        height=shape[0],
         model=_model_name(arguments.preset),
         noise=arguments.noise,
         version=f"kdiffusion {__version__}",
         others={"Dtype": arguments.dtype} if arguments.dtype else {},
     )
+
+
+def _sampling(arguments: argparse.Namespace) -> tuple[str, str]:
+    """The sampler and the spacing, the model's own where the user has not chosen."""
+    from kdiffusion import Spacing
+    from kdiffusion.sampling.samplers import SAMPLERS, default_spacing
+    from kdiffusion.weights import open_source
+
+    own_sampler, own_spacing = open_source(arguments.preset).sampling()
+    sampler = arguments.sampler or (own_sampler if own_sampler in SAMPLERS else "ddim")
+    asked = arguments.spacing or default_spacing(sampler, own_spacing)
+    spacing = Spacing.parse(asked, own_spacing)
+    return sampler, "+".join(filter(None, (spacing.timesteps, spacing.sigmas)))
 
 
 def _model_name(preset: str) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import kdiffusion
 from kdiffusion import cli
@@ -44,6 +45,7 @@ def stand_in(monkeypatch, tmp_path):
         pass
 
     monkeypatch.setitem(vars(kdiffusion), "StableDiffusion", Fresh)
+    monkeypatch.setattr(cli, "_sampling", lambda chosen: (chosen.sampler, chosen.spacing))
     monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", os.environ.get("TF_CPP_MIN_LOG_LEVEL", "3"))
     monkeypatch.chdir(tmp_path)
     return Fresh
@@ -235,6 +237,39 @@ def test_warnings_are_one_line(capsys, stand_in, monkeypatch):
         warnings.simplefilter("always")
         assert generate("cat") == cli.OK
     assert "kdiffusion: warning: the prompt was cut: ... dropped\n" in capsys.readouterr().err
+
+
+def test_picture_of_random_tiny_can_be_drawn_again_from_its_text(monkeypatch, tmp_path):
+    monkeypatch.undo()
+    options = ["--seed", "42", "--batch-size", "2", "--steps", "3", "--guidance-scale", "2"]
+    options += ["--sampler", "dpmpp_2m", "--spacing", "karras", "--noise", "cuda"]
+    assert generate("a red circle", *options, "--output", str(tmp_path), "--quiet") == cli.OK
+    path = tmp_path / "a-red-circle-42-1.png"
+    made = read_parameters(path)
+    assert (made.sampler, made.spacing) == ("dpmpp_2m", "leading+karras")
+    again = kdiffusion.StableDiffusion.from_preset(made.model).text_to_image(
+        made.prompt,
+        num_steps=made.num_steps,
+        unconditional_guidance_scale=made.guidance_scale,
+        seed=made.seed,
+        sampler=made.sampler,
+        spacing=made.spacing,
+        height=made.height,
+        width=made.width,
+        noise=made.noise,
+        verbose=0,
+    )
+    with Image.open(path) as image:
+        difference = np.abs(np.asarray(image).astype(int) - again[0])
+    assert difference.max() <= 1
+
+
+def test_sampler_and_spacing_of_the_model_are_told(monkeypatch):
+    monkeypatch.undo()
+    chosen = cli._parser().parse_args(["generate", "cat"])
+    assert cli._sampling(chosen) == ("ddim", "leading")
+    chosen = cli._parser().parse_args(["generate", "cat", "--spacing", "trailing"])
+    assert cli._sampling(chosen) == ("ddim", "trailing")
 
 
 @pytest.mark.parametrize(
