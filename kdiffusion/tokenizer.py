@@ -1,13 +1,15 @@
 """CLIP's byte-pair tokenizer: prompts to rows of token ids.
 
 Two stages, `clean` (repair, unescape, fold whitespace, lower) and the byte-pair encoding of words.
-Both equal OpenAI's tokenizer (Radford et al. 2021; github.com/openai/CLIP, clip/simple_tokenizer.py)
-for every text. The transformers library departs from it, hence from this one: it neither repairs
-mojibake nor unescapes HTML, and takes the pad token of the Stable Diffusion 2 folders, "!", for a
-special token wherever a prompt holds it (id 0, where OpenAI and OpenCLIP give 256).
+Both equal OpenAI's (Radford et al. 2021; github.com/openai/CLIP, clip/simple_tokenizer.py) for
+every text. Transformers' tokenizer departs from it, hence from this one:
+- it neither repairs mojibake nor unescapes HTML;
+- it finds `<|endoftext|>` within a run of punctuation, OpenAI only at the start of a word;
+- it takes the pad token of the Stable Diffusion 2 folders, "!", for a special token wherever a
+  prompt holds it: id 0, where OpenAI and OpenCLIP give 256;
+- its words are split with case ("'ſ" is no "'s") and by another release of Unicode.
 """
 
-import heapq
 import html
 import os
 import warnings
@@ -19,7 +21,15 @@ import numpy as np
 import regex
 
 from kdiffusion import vocabulary as files
-from kdiffusion.vocabulary import BYTE_SYMBOLS, END, MAX_LENGTH, START, SYMBOL_BYTES, WORD_END
+from kdiffusion.vocabulary import (
+    BYTE_SYMBOLS,
+    END,
+    MAX_LENGTH,
+    START,
+    SYMBOL_BYTES,
+    WORD_END,
+    merge,
+)
 
 # The alternatives of simple_tokenizer.py, in their order. Cases are ignored although the text is
 # lower: "ſ", which `str.lower` leaves alone, counts as an s.
@@ -49,7 +59,7 @@ class SimpleTokenizer:
         pad_id: id that fills rows; None for the end id (Stable Diffusion 1). Stable Diffusion 2
             has 0.
         max_length: number of ids in a row.
-        unknown_id: id of bytes that the vocabulary lacks; None if it must hold them all.
+        unknown_id: id of the bytes that the vocabulary lacks; None if it must hold them all.
 
     Raises:
         ValueError: vocabulary and merges do not fit together.
@@ -81,16 +91,16 @@ class SimpleTokenizer:
         self.decoder = {index: token for token, index in self.encoder.items()}
         self.max_length = max_length
         self.pad_id = self.end_of_text if pad_id is None else pad_id
-        self.unknown_id = unknown_id
+        self.unknown_id = self.end_of_text if unknown_id is None else unknown_id
         if self.pad_id not in self.decoder:
             raise ValueError(
                 f"`pad_id` must be an id of the vocabulary, 0 to {len(self.encoder) - 1}. "
                 f"Received: {pad_id}"
             )
         self._ranks = {pair: rank for rank, pair in enumerate(self.merges)}
-        self._cache = {}
-        self._added = {}  # cleaned form -> token
-        self._added_forms = None
+        self._cache: dict[str, Sequence[int]] = {}
+        self._added: dict[str, str] = {}  # cleaned form -> token
+        self._added_pattern: regex.Pattern | None = None
 
     @classmethod
     def from_folder(cls, path: str | os.PathLike) -> "SimpleTokenizer":
@@ -182,9 +192,8 @@ class SimpleTokenizer:
         Raises:
             ValueError: a token is blank, or differs from another one only by case.
         """
-        tokens = [tokens] if isinstance(tokens, str) else dict.fromkeys(tokens)
         added = dict(self._added)
-        for token in tokens:
+        for token in [tokens] if isinstance(tokens, str) else dict.fromkeys(tokens):
             if token in self.encoder:
                 continue
             form = self.clean(token)
@@ -200,8 +209,10 @@ class SimpleTokenizer:
             self.encoder[token] = index
             self.decoder[index] = token
         self._added = added
-        longest_first = sorted(added, key=len, reverse=True)
-        self._added_forms = regex.compile(f"({'|'.join(map(regex.escape, longest_first))})")
+        if new:
+            longest_first = sorted(added, key=len, reverse=True)
+            alternatives = "|".join(regex.escape(form) for form in longest_first)
+            self._added_pattern = regex.compile(f"({alternatives})")
         return len(new)
 
     @staticmethod
@@ -231,9 +242,16 @@ class SimpleTokenizer:
         return [self.start_of_text, *self.encode_cleaned(self.clean(text)), self.end_of_text]
 
     def encode_cleaned(self, text: str) -> list[int]:
-        """The second stage alone: ids of a text that `clean` has returned, without start and end."""
+        """The second stage alone.
+
+        Args:
+            text: what `clean` has returned.
+
+        Returns:
+            The ids of its words, without start and end.
+        """
         ids = []
-        for part in self._added_forms.split(text) if self._added else [text]:
+        for part in self._added_pattern.split(text) if self._added_pattern else [text]:
             if part in self._added:
                 ids.append(self.encoder[self._added[part]])
             else:
@@ -254,7 +272,7 @@ class SimpleTokenizer:
             return token
         symbols = list(token)
         symbols[-1:] = [symbol + WORD_END for symbol in symbols[-1:]]
-        return " ".join(_merge(symbols, self._ranks))
+        return " ".join(merge(symbols, self._ranks))
 
     def decode(self, ids: Iterable[int]) -> str:
         """Turns ids into text, a space after each word; bytes that are no UTF-8 become U+FFFD.
@@ -333,8 +351,8 @@ class SimpleTokenizer:
         *ids, end = self.encode(prompt[:limit])
         room = self.max_length - 1
         dropped = self.decode(ids[room : room + MAX_SHOWN])
-        unread = self.clean(prompt[limit : limit + MAX_SHOWN])
-        return [*ids[:room], end], (dropped + unread).strip()
+        unread = prompt[limit:].strip()[:MAX_SHOWN]
+        return [*ids[:room], end], (dropped + (self.clean(unread) or unread)).strip()
 
     def _encode_word(self, word: str) -> Sequence[int]:
         if (ids := self._cache.get(word)) is not None:
@@ -346,43 +364,3 @@ class SimpleTokenizer:
         if len(word) <= MAX_CACHED_LENGTH and len(self._cache) < MAX_CACHED_WORDS:
             self._cache[word] = ids
         return ids
-
-
-def _merge(symbols: list[str], ranks: Mapping[tuple[str, str], int]) -> list[str]:
-    """Merges the pair of the lowest rank wherever it occurs, from left to right, until none is left.
-
-    As Sennrich et al. 2016, algorithm 1, in O(n log n): a list of neighbours, and for each pair the
-    places where it was seen; a place is looked at again before it is merged.
-    """
-    size = len(symbols)
-    before, after = list(range(-1, size - 1)), list(range(1, size + 1))
-    places, queue = {}, []
-
-    def see(place):
-        if place < 0 or after[place] == size:
-            return
-        pair = symbols[place], symbols[after[place]]
-        if pair in places:
-            places[pair].append(place)
-        elif pair in ranks:
-            places[pair] = [place]
-            heapq.heappush(queue, (ranks[pair], pair))
-
-    for place in range(size):
-        see(place)
-    while queue:
-        _, pair = heapq.heappop(queue)
-        merged = []
-        for place in sorted(places.pop(pair)):
-            other = after[place]
-            if other == size or (symbols[place], symbols[other]) != pair:
-                continue
-            symbols[place], symbols[other] = "".join(pair), ""
-            after[place] = after[other]
-            if after[other] < size:
-                before[after[other]] = place
-            merged.append(place)
-        for place in merged:
-            see(before[place])
-            see(place)
-    return [symbol for symbol in symbols if symbol]

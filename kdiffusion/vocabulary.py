@@ -1,9 +1,9 @@
-"""CLIP's vocabulary: its byte alphabet, and the files that hold it."""
+"""CLIP's vocabulary: its bytes, its merges, and the files that hold them."""
 
 import gzip
+import heapq
 import json
 import os
-import textwrap
 import zlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
@@ -61,6 +61,47 @@ def trained_ids(merges: Sequence[tuple[str, str]]) -> dict[str, int]:
     return {token: index for index, token in enumerate(tokens)}
 
 
+def merge(symbols: list[str], ranks: Mapping[tuple[str, str], int]) -> list[str]:
+    """Merges the pair of the lowest rank wherever it occurs, left to right, until none is left.
+
+    Sennrich et al. 2016, algorithm 1, in O(n log n): a list of neighbours, and for each pair the
+    places where it was seen, which are looked at again before they are merged.
+    """
+    size = len(symbols)
+    before, after = list(range(-1, size - 1)), list(range(1, size + 1))
+    places: dict[tuple[str, str], list[int]] = {}
+    queue: list[tuple[int, tuple[str, str]]] = []
+
+    def see(place):
+        if place < 0 or after[place] == size:
+            return
+        pair = symbols[place], symbols[after[place]]
+        if pair in places:
+            places[pair].append(place)
+        elif pair in ranks:
+            places[pair] = [place]
+            heapq.heappush(queue, (ranks[pair], pair))
+
+    for place in range(size):
+        see(place)
+    while queue:
+        _, pair = heapq.heappop(queue)
+        merged = []
+        for place in sorted(places.pop(pair)):
+            other = after[place]
+            if other == size or (symbols[place], symbols[other]) != pair:
+                continue
+            symbols[place], symbols[other] = "".join(pair), ""
+            after[place] = after[other]
+            if after[other] < size:
+                before[after[other]] = place
+            merged.append(place)
+        for place in merged:
+            see(before[place])
+            see(place)
+    return [symbol for symbol in symbols if symbol]
+
+
 def check_vocabulary(
     ids: Mapping[str, int], merges: Sequence[tuple[str, str]], needs_bytes: bool = True
 ) -> None:
@@ -76,17 +117,19 @@ def check_vocabulary(
             f"shared by: {_some(twice)}"
         )
     needed = [START, END, *(ALPHABET if needs_bytes else ())]
+    needed += [first + second for first, second in merges]
     if missing := [token for token in needed if token not in ids]:
         raise ValueError(f"the vocabulary lacks {_some(missing)}")
-    if missing := [pair for pair in merges if "".join(pair) not in ids]:
-        raise ValueError(f"the vocabulary lacks the results of the merges {_some(missing)}")
     if len(set(merges)) < len(merges):
         raise ValueError(f"{len(merges) - len(set(merges))} merges are listed twice")
 
 
 def read_bpe(path: str | os.PathLike) -> Merges:
     """Reads the merges of OpenAI's bpe_simple_vocab_16e6.txt.gz, as many as CLIP uses."""
-    return _read(Path(path), _parse_merges, gzip.open)[:NUM_MERGES]
+    merges = _read(Path(path), _parse_merges, gzip.open)[:NUM_MERGES]
+    if not merges:
+        raise ValueError(f"{path} is empty. Fetch it again.")
+    return merges
 
 
 def read_folder(folder: Path) -> FolderVocabulary:
@@ -95,11 +138,11 @@ def read_folder(folder: Path) -> FolderVocabulary:
     tokenizer.json comes first, as in transformers: it is complete, and the only file that
     transformers 5 keeps up to date. No path that a file names is opened.
     """
-    settings = _read_settings(folder)
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    settings = _read_settings(folder, names)
     if "tokenizer.json" in names:
         source = folder / "tokenizer.json"
-        trained, merges, added = _read(source, _parse_tokenizer)
+        trained, merges, listed = _read(source, _parse_tokenizer)
     elif names.isdisjoint(("vocab.json", "merges.txt")):
         raise ValueError(
             f"{folder} must hold a tokenizer.json, or a vocab.json and a merges.txt. "
@@ -107,43 +150,28 @@ def read_folder(folder: Path) -> FolderVocabulary:
         )
     else:
         source = folder / "vocab.json"
-        trained = dict(_read(source, _parse_object))
+        trained = _read(source, _parse_object)
         merges = _read(folder / "merges.txt", _parse_merges)
-        added = _read_added(folder, settings)
-    added = {token: index for token, index in added.items() if token not in trained}
-    ids = trained | added
-    roles = {role: _content(settings.get(role)) for role in ("pad_token", "unk_token")}
+        listed = settings.get("added_tokens_decoder", {})
+        if "added_tokens_decoder" not in settings and "added_tokens.json" in names:
+            listed = _read(folder / "added_tokens.json", _parse_object)
+    added = {token: index for token, index in listed.items() if token not in trained}
     try:
-        has_bytes = all(symbol in trained for symbol in ALPHABET)
-        check_vocabulary(ids, merges, needs_bytes=roles["unk_token"] not in trained)
-        _check_merges_complete(trained, merges, roles.values())
-        if any(index < len(trained) for index in added.values()):
-            raise ValueError("the ids of added tokens must follow those of the vocabulary")
-        if (pad_token := roles["pad_token"] or END) not in ids:
-            raise ValueError(f"the vocabulary lacks the pad token {pad_token!r}")
+        return _folder_vocabulary(trained, merges, added, settings)
     except ValueError as error:
         raise ValueError(f"{source}: {error}. Fetch the tokenizer folder again.") from error
-    return FolderVocabulary(
-        ids=ids,
-        merges=merges,
-        added=tuple(sorted(added, key=added.get)),
-        pad_id=ids[pad_token],
-        unknown_id=None if has_bytes else ids[roles["unk_token"]],
-        max_length=_max_length(settings),
-    )
 
 
 def write_folder(folder: Path, vocabulary: FolderVocabulary) -> None:
-    """Writes vocab.json, merges.txt and their settings as transformers' CLIPTokenizer reads them."""
+    """Writes vocab.json, merges.txt and their settings, as transformers' CLIPTokenizer reads."""
     folder.mkdir(parents=True, exist_ok=True)
     # Read in preference to the files written here, an old one would hide them.
     (folder / "tokenizer.json").unlink(missing_ok=True)
     tokens = {index: token for token, index in vocabulary.ids.items()}
-    unknown_id = vocabulary.ids[END] if vocabulary.unknown_id is None else vocabulary.unknown_id
     roles = {
         "bos_token": START,
         "eos_token": END,
-        "unk_token": tokens[unknown_id],
+        "unk_token": END if vocabulary.unknown_id is None else tokens[vocabulary.unknown_id],
         "pad_token": tokens[vocabulary.pad_id],
     }
     settings = {"tokenizer_class": "CLIPTokenizer", "model_max_length": vocabulary.max_length}
@@ -211,12 +239,13 @@ def _read(path: Path, parse: Callable[[str], T], opener: Callable = open) -> T:
 def _parse_merges(text: str) -> Merges:
     lines = text.splitlines()
     first = 1 if lines and "#version" in lines[0] else 0
-    merges = tuple(tuple(line.split(" ")) for line in lines[first:])
-    for number, pair in enumerate(merges, first + 1):
-        if len(pair) != 2 or not all(pair):
-            line = textwrap.shorten(" ".join(pair), 40)
-            raise ValueError(f"line {number} must hold two symbols. Received: {line!r}")
-    return merges
+    merges = []
+    for number, line in enumerate(lines[first:], first + 1):
+        left, _, right = line.partition(" ")
+        if not left or not right or " " in right:
+            raise ValueError(f"line {number} must be two symbols. Received: {line[:40]!r}")
+        merges.append((left, right))
+    return tuple(merges)
 
 
 def _parse_object(text: str) -> dict[str, Any]:
@@ -239,43 +268,58 @@ def _parse_tokenizer(text: str) -> tuple[dict[str, int], Merges, dict[str, int]]
     return dict(model["vocab"]), merges, listed
 
 
-def _read_settings(folder: Path) -> dict[str, Any]:
+def _parse_config(text: str) -> dict[str, Any]:
+    """A tokenizer_config.json or special_tokens_map.json, its records of tokens made plain."""
+    content = _parse_object(text)
+    if listed := content.get("added_tokens_decoder"):
+        content["added_tokens_decoder"] = {
+            token["content"]: int(index) for index, token in listed.items()
+        }
+    for role in ("pad_token", "unk_token"):
+        token = content.pop(role, None)
+        if token is not None:
+            content[role] = token["content"] if isinstance(token, dict) else str(token)
+    return content
+
+
+def _read_settings(folder: Path, names: Collection[str]) -> dict[str, Any]:
     """tokenizer_config.json, overruled by special_tokens_map.json as in transformers.
 
     The map is where the Stable Diffusion 2 folders name their pad token. A config that lists its
     tokens (transformers since 4.34) stands alone.
     """
-    paths = (folder / "tokenizer_config.json", folder / "special_tokens_map.json")
-    config, roles = (_read(path, _parse_object) if path.is_file() else {} for path in paths)
+    config, roles = (
+        _read(folder / name, _parse_config) if name in names else {}
+        for name in ("tokenizer_config.json", "special_tokens_map.json")
+    )
     return config if "added_tokens_decoder" in config else config | roles
 
 
-def _read_added(folder: Path, settings: Mapping[str, Any]) -> dict[str, int]:
-    if "added_tokens_decoder" in settings:
-        listed = settings["added_tokens_decoder"]
-        return {_content(token): int(index) for index, token in listed.items()}
-    path = folder / "added_tokens.json"
-    return _read(path, _parse_object) if path.is_file() else {}
-
-
-def _content(token: Any) -> str | None:
-    """A token's text, written plainly or as a record of the tokenizers library."""
-    return token.get("content") if isinstance(token, dict) else token
-
-
-def _max_length(settings: Mapping[str, Any]) -> int:
+def _folder_vocabulary(
+    trained: dict[str, int], merges: Merges, added: dict[str, int], settings: Mapping[str, Any]
+) -> FolderVocabulary:
+    """Checks the parts of a folder against one another."""
+    ids = trained | added
+    pad_token, unknown = (settings.get(role, END) for role in ("pad_token", "unk_token"))
+    check_vocabulary(ids, merges, needs_bytes=unknown not in trained)
+    made = {*ALPHABET, *(first + second for first, second in merges), START, END, unknown}
+    # A merges file that was cut would encode, to other ids than the model was trained with.
+    if unmade := [token for token in trained if token not in made and len(token) > 1]:
+        raise ValueError(f"merges are missing: none makes {_some(unmade)}")
+    if any(index < len(trained) for index in added.values()):
+        raise ValueError("the ids of added tokens must follow those of the vocabulary")
+    if pad_token not in ids:
+        raise ValueError(f"the vocabulary lacks the pad token {pad_token!r}")
     # Without a limit, transformers writes 1e30.
     length = settings.get("model_max_length")
-    return length if isinstance(length, int) and 2 <= length <= 10_000 else MAX_LENGTH
-
-
-def _check_merges_complete(
-    ids: Mapping[str, int], merges: Merges, special_tokens: Collection[str | None]
-) -> None:
-    """Raises a ValueError if a token cannot be made: a merges file was cut."""
-    made = {*ALPHABET, *(first + second for first, second in merges), START, END, *special_tokens}
-    if unmade := [token for token in ids if token not in made and len(token) > 1]:
-        raise ValueError(f"no merge makes the tokens {_some(unmade)}")
+    return FolderVocabulary(
+        ids=ids,
+        merges=merges,
+        added=tuple(sorted(added, key=lambda token: added[token])),
+        pad_id=ids[pad_token],
+        unknown_id=None if ids.keys() >= set(ALPHABET) else ids[unknown],
+        max_length=length if isinstance(length, int) and 2 <= length <= 10_000 else MAX_LENGTH,
+    )
 
 
 def _some(items: Sequence) -> str:
