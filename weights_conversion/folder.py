@@ -260,8 +260,9 @@ def write_index(path: str | os.PathLike, class_name: str = "StableDiffusionPipel
     """
     folder = Path(path)
     absent = [None, None]
-    index = {"_class_name": class_name, "safety_checker": absent, "feature_extractor": absent}
+    index: dict[str, Any] = {"safety_checker": absent, "feature_extractor": absent}
     index |= {part.name: _class_row(part) for part in folder.iterdir() if part.is_dir()}
+    index["_class_name"] = class_name
     index["requires_safety_checker"] = index["safety_checker"] != absent
     partial = folder / f".model_index.json.{secrets.token_hex(4)}.partial"
     try:

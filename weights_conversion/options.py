@@ -82,7 +82,7 @@ def is_neutral(value: Any, neutral: Any) -> bool:
     """Whether an option has no effect: at its neutral value, absent, or so for each level."""
     if isinstance(value, list):
         return all(is_neutral(item, neutral) for item in value)
-    return value == neutral or (not neutral and value in (None, False))
+    return value == neutral or (not neutral and (value is None or value is False))
 
 
 def _is_natural(value: Any) -> bool:

@@ -26,11 +26,19 @@ from weights_conversion.options import (
 
 
 class _Scheduler(NamedTuple):
-    """A scheduler class: its sampler here, its defaults, and what its other options must be."""
+    """A scheduler class of diffusers.
 
-    sampler: str | None  # None: told by algorithm_type and solver_order
+    Attributes:
+        sampler: its name here; None if algorithm_type and solver_order tell it.
+        defaults: the options that are read, with the class's defaults.
+        required: what the other options must be to be what the sampler does.
+        explicit: options whose default in the class is another one, so that files must say them.
+    """
+
+    sampler: str | None
     defaults: Mapping[str, Any]
     required: Mapping[str, Any] = {}
+    explicit: Mapping[str, Any] = {}
 
 
 _BASE = {
@@ -59,8 +67,7 @@ _DISTILLED = {
     "set_alpha_to_one": True,
 }
 
-# What an option is if the config is silent, and what it has to be.
-_DEFAULT_OF_REQUIRED = {"skip_prk_steps": False}
+_UNCLIPPED = {"clip_sample": False}
 _THRESHOLDING = {"thresholding": False}
 _DISTILLED_REQUIRED = {
     **_THRESHOLDING,
@@ -72,13 +79,19 @@ _MULTISTEP = {**_THRESHOLDING, **_FLOW, "lower_order_final": True}
 
 _SCHEDULERS = {
     "DDIMScheduler": _Scheduler(
-        "ddim", {**_BASE, **_ZERO_SNR, "set_alpha_to_one": True}, _THRESHOLDING
+        "ddim", {**_BASE, **_ZERO_SNR, "set_alpha_to_one": True}, _THRESHOLDING, _UNCLIPPED
     ),
     "DDPMScheduler": _Scheduler(
-        "ddpm", {**_BASE, **_ZERO_SNR}, {**_THRESHOLDING, "variance_type": "fixed_small"}
+        "ddpm",
+        {**_BASE, **_ZERO_SNR},
+        {**_THRESHOLDING, "variance_type": "fixed_small"},
+        _UNCLIPPED,
     ),
     "PNDMScheduler": _Scheduler(
-        "pndm", {**_BASE, "set_alpha_to_one": False}, {"skip_prk_steps": True}
+        "pndm",
+        {**_BASE, "set_alpha_to_one": False},
+        {"skip_prk_steps": True},
+        {"skip_prk_steps": True},
     ),
     "LMSDiscreteScheduler": _Scheduler("lms", {**_BASE, **_SIGMAS}),
     "EulerDiscreteScheduler": _Scheduler(
@@ -210,49 +223,44 @@ def scheduler_config(fields: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         CheckpointMismatch: no scheduler class of diffusers does this.
     """
     schedule, sampling = fields["schedule"], fields["sampling"]
-    name, options = _class_of(sampling["sampler"])
+    name, config = _class_of(sampling["sampler"])
     betas = schedule["trained_betas"]
-    given = {
+    predictions = {ours: theirs for theirs, ours in _PREDICTIONS.items()}
+    options = {
         "num_train_timesteps": schedule["num_timesteps"],
         "beta_start": schedule["beta_start"],
         "beta_end": schedule["beta_end"],
         "beta_schedule": schedule["beta_schedule"],
         "trained_betas": None if betas is None else list(betas),
-        "prediction_type": {ours: theirs for theirs, ours in _PREDICTIONS.items()}[
-            schedule["prediction"]
-        ],
+        "prediction_type": predictions[one_of(schedule, "prediction", predictions)],
+        "rescale_betas_zero_snr": schedule["rescale_zero_terminal_snr"],
         "timestep_spacing": sampling["timestep_spacing"],
         "steps_offset": sampling["steps_offset"],
         "set_alpha_to_one": sampling["set_alpha_to_one"],
-        "rescale_betas_zero_snr": schedule["rescale_zero_terminal_snr"],
         **{key: sampling["sigma_spacing"] == word for key, word in _SIGMA_SPACINGS.items()},
     }
     known = _SCHEDULERS[name].defaults
-    lost = [key for key in ("rescale_betas_zero_snr", *_SIGMA_SPACINGS) if given[key]]
-    for key in lost:
-        if key not in known:
-            raise unsupported(key, True, f"false, because {name} has no such option")
-    required = {k: v for k, v in _SCHEDULERS[name].required.items() if k in _DEFAULT_OF_REQUIRED}
-    clip = {"clip_sample": False} if name in ("DDIMScheduler", "DDPMScheduler") else {}
-    config = {"_class_name": name, **options, **required, **clip}
-    return config | {key: value for key, value in given.items() if key in known}
+    for key in ("rescale_betas_zero_snr", *_SIGMA_SPACINGS):
+        if options[key] and key not in known:
+            raise unsupported(key, True, f"false, because diffusers' {name} has no such option")
+    return config | {key: value for key, value in options.items() if key in known}
 
 
 def _class_of(sampler: str) -> tuple[str, dict[str, Any]]:
-    for (algorithm, order), name in _DPM_SOLVERS.items():
-        if name == sampler:
-            options = {"algorithm_type": algorithm, "solver_order": order}
-            return "DPMSolverMultistepScheduler", options
-    for name, scheduler in _SCHEDULERS.items():
-        if scheduler.sampler == sampler:
-            return name, {}
-    known = [s.sampler for s in _SCHEDULERS.values() if s.sampler] + list(_DPM_SOLVERS.values())
-    raise unsupported("sampler", sampler, f"one of {', '.join(known)}, which diffusers has too")
+    """Returns a sampler's class and the options that make the class this sampler."""
+    samplers: dict[str, tuple[str, Mapping[str, Any]]] = {
+        row.sampler: (name, row.explicit) for name, row in _SCHEDULERS.items() if row.sampler
+    }
+    for (algorithm, order), dpm_solver in _DPM_SOLVERS.items():
+        solver = {"algorithm_type": algorithm, "solver_order": order}
+        samplers[dpm_solver] = ("DPMSolverMultistepScheduler", solver)
+    name, options = samplers[one_of({"sampler": sampler}, "sampler", samplers)]
+    return name, {"_class_name": name, **options}
 
 
 def _check_options(config: Options, scheduler: _Scheduler) -> None:
     for key, required in scheduler.required.items():
-        value = config.get(key, _DEFAULT_OF_REQUIRED.get(key, required))
+        value = config.get(key, None if key in scheduler.explicit else required)
         if not is_neutral(value, required):
             raise unsupported(key, value, repr(required))
     for key, value in config.items():
