@@ -320,7 +320,12 @@ def test_old_attention_names_are_read(stored, rank):
     encoder = rows("image_encoder", BARE | {"mid_attention": True})
     weights = random_weights(encoder)
     tensors = write(encoder, weights, "diffusers")
-    for new, old in {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}.items():
+    for new, old in {
+        "to_q": "query",
+        "to_k": "key",
+        "to_v": "value",
+        "to_out.0": "proj_attn",
+    }.items():
         for leaf in ("weight", "bias"):
             tensor = tensors.pop(f"encoder.mid_block.attentions.0.{new}.{leaf}")
             if leaf == "weight":
@@ -386,7 +391,9 @@ def test_missing_unexpected_and_wrong_are_named_before_reading(stored):
 
 
 def test_long_lists_are_cut(stored):
-    with pytest.raises(CheckpointMismatch, match=r"\d+ missing: .* and \d+ more; 1 unexpected: 'x'"):
+    with pytest.raises(
+        CheckpointMismatch, match=r"\d+ missing: .* and \d+ more; 1 unexpected: 'x'"
+    ):
         read(table("tiny"), stored({"x": np.zeros(1, np.float32)}), "diffusers")
 
 

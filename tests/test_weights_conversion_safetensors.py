@@ -192,7 +192,11 @@ REFUSED = {
         CorruptCheckpoint,
         "'F4'; known are BOOL, U8",
     ),
-    "dtype is a list": (container({"x": tensor(dtype=["F32"])}, bytes(4)), CorruptCheckpoint, "F32"),
+    "dtype is a list": (
+        container({"x": tensor(dtype=["F32"])}, bytes(4)),
+        CorruptCheckpoint,
+        "F32",
+    ),
     "trailing bytes": (container({"x": F4}, bytes(7)), CorruptCheckpoint, "3 bytes behind"),
     "duplicate name": (container(TWICE, bytes(4)), CorruptCheckpoint, "'x' stands there twice"),
     "metadata not text": (
@@ -216,7 +220,11 @@ REFUSED = {
         CorruptCheckpoint,
         "the second of two",
     ),
-    "no shape": (container({"x": {"dtype": "F32", "data_offsets": [0, 4]}}), CorruptCheckpoint, "exactly"),
+    "no shape": (
+        container({"x": {"dtype": "F32", "data_offsets": [0, 4]}}),
+        CorruptCheckpoint,
+        "exactly",
+    ),
     "entry is a number": (container({"x": 4}), CorruptCheckpoint, "exactly dtype"),
     "half a surrogate": (
         container('{"\\ud800":%s}' % json.dumps(F4), bytes(4)),

@@ -191,8 +191,10 @@ def scheduler_fields(config: Options) -> dict[str, dict[str, Any]]:
     """
     scheduler = _SCHEDULERS[one_of({"_class_name": None, **config}, "_class_name", _SCHEDULERS)]
     _check_options(config, scheduler)
-    options = {"set_alpha_to_one": True, "rescale_betas_zero_snr": False, **scheduler.defaults}
+    # Samplers that end at z whatever this says hand it on to those that ask.
+    options = {"set_alpha_to_one": True, **scheduler.defaults}
     options |= {key: config[key] for key in options.keys() & config.keys()}
+    options.setdefault("rescale_betas_zero_snr", False)
     return {
         "schedule": {
             "num_timesteps": natural(options, "num_train_timesteps"),
