@@ -88,8 +88,8 @@ def compile_function(function: Callable, jit_compile: bool) -> Callable:
 
     Args:
         function: pure function of dictionaries, lists or tuples of tensors.
-        jit_compile: bool, whether to use XLA. On TensorFlow `False` means a plain graph, on JAX
-            it means no compilation at all.
+        jit_compile: bool, whether to use XLA; `False` means a plain TensorFlow graph. JAX has
+            nothing but XLA and uses it always.
 
     Returns:
         The compiled function.
@@ -97,7 +97,7 @@ def compile_function(function: Callable, jit_compile: bool) -> Callable:
     if name() == "jax":
         import jax
 
-        return jax.jit(function) if jit_compile else function
+        return jax.jit(function)
     import tensorflow as tf
 
     return tf.function(function, jit_compile=jit_compile, autograph=False)

@@ -39,7 +39,9 @@ class ArchitectureModel(keras.Model):
         initializer = "glorot_uniform" if initialize else Uninitialized()
         options = {"kernel_initializer": initializer, "dtype": policy}
         inputs, outputs = self.graph(architecture, options)
-        super().__init__(inputs=inputs, outputs=outputs, dtype=policy, name=name)
+        super().__init__(inputs=inputs, outputs=outputs, name=name)
+        # A functional model has the global policy whatever its layers have.
+        self.dtype_policy = policy
         self.architecture = architecture
 
     @staticmethod

@@ -1,0 +1,244 @@
+"""The four networks: shapes, configurations, files, dtypes. Their numbers are checked elsewhere."""
+
+import dataclasses
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+from kdiffusion import presets
+from kdiffusion.models.diffusion_model import DiffusionModel
+from kdiffusion.models.image_decoder import ImageDecoder
+from kdiffusion.models.image_encoder import ImageEncoder
+from kdiffusion.models.text_encoder import TextEncoder
+
+UNET = presets.DiffusionArchitecture(
+    channels=(8, 16),
+    layers_per_level=1,
+    depths=(1, 0),
+    num_heads=(2, 4),
+    context_width=12,
+    num_groups=4,
+)
+AUTOENCODER = presets.AutoencoderArchitecture(channels=(8, 16), layers_per_level=1, num_groups=4)
+TEXT = presets.TextEncoderArchitecture(
+    vocabulary_size=40, width=12, depth=3, num_heads=2, mlp_width=24, end_id=39
+)
+
+
+def unet_inputs(height=6, width=10, batch=2, channels=4):
+    generator = np.random.default_rng(0)
+    return {
+        "latents": generator.normal(size=(batch, height, width, channels)).astype("float32"),
+        "timestep": np.linspace(981, 1, batch).astype("float32"),
+        "context": generator.normal(size=(batch, 7, 12)).astype("float32"),
+    }
+
+
+def call(model, inputs):
+    return keras.tree.map_structure(ops.convert_to_numpy, model(inputs))
+
+
+@pytest.fixture(
+    params=[
+        (DiffusionModel, UNET, unet_inputs()),
+        (ImageEncoder, AUTOENCODER, np.linspace(-1, 1, 2 * 4 * 6 * 3).reshape(2, 4, 6, 3)),
+        (ImageDecoder, AUTOENCODER, np.linspace(-1, 1, 2 * 3 * 5 * 4).reshape(2, 3, 5, 4)),
+        (TextEncoder, TEXT, np.array([[38, 1, 2, 39, 39], [38, 5, 6, 7, 39]], "int32")),
+    ],
+    ids=lambda case: case[0].__name__,
+)
+def case(request):
+    keras.utils.set_random_seed(7)
+    cls, architecture, inputs = request.param
+    return cls(architecture), inputs
+
+
+@pytest.mark.parametrize("height, width", [(8, 8), (7, 5), (1, 3)])
+def test_the_unet_takes_any_height_and_width(height, width):
+    model = DiffusionModel(UNET)
+    assert call(model, unet_inputs(height, width)).shape == (2, height, width, 4)
+
+
+def test_an_inpainting_unet_has_more_inputs_than_outputs():
+    model = DiffusionModel(dataclasses.replace(UNET, in_channels=9))
+    assert call(model, unet_inputs(channels=9)).shape == (2, 6, 10, 4)
+
+
+def test_the_unet_depends_on_each_of_its_inputs():
+    model = DiffusionModel(UNET)
+    inputs = unet_inputs()
+    before = call(model, inputs)
+    for name, value in inputs.items():
+        after = call(model, {**inputs, name: value + 0.5})
+        assert np.abs(after - before).max() > 1e-4, name
+
+
+def test_autoencoder_shapes_follow_the_downsampling_factor():
+    assert AUTOENCODER.downsampling == 2
+    encoded = call(ImageEncoder(AUTOENCODER), np.zeros((1, 8, 12, 3), "float32"))
+    assert encoded["mean"].shape == encoded["logvar"].shape == (1, 4, 6, 4)
+    assert call(ImageDecoder(AUTOENCODER), encoded["mean"]).shape == (1, 8, 12, 3)
+
+
+def test_the_latent_scale_is_inside_the_autoencoder():
+    picture = np.random.default_rng(0).uniform(-1, 1, (1, 8, 8, 3)).astype("float32")
+    plain = ImageEncoder(dataclasses.replace(AUTOENCODER, latent_scale=1.0))
+    scaled = ImageEncoder(dataclasses.replace(AUTOENCODER, latent_scale=0.5, latent_shift=0.25))
+    scaled.set_weights(plain.get_weights())
+    before, after = call(plain, picture), call(scaled, picture)
+    np.testing.assert_allclose(after["mean"], (before["mean"] - 0.25) * 0.5, atol=1e-6)
+    np.testing.assert_allclose(
+        np.exp(after["logvar"]), np.exp(before["logvar"]) * 0.25, rtol=1e-5
+    )
+    decoder = ImageDecoder(dataclasses.replace(AUTOENCODER, latent_scale=1.0))
+    unscaled = ImageDecoder(dataclasses.replace(AUTOENCODER, latent_scale=0.5, latent_shift=0.25))
+    unscaled.set_weights(decoder.get_weights())
+    np.testing.assert_allclose(
+        call(unscaled, after["mean"]), call(decoder, before["mean"]), atol=1e-5
+    )
+
+
+def test_logvar_is_clipped_as_in_the_original():
+    encoder = ImageEncoder(dataclasses.replace(AUTOENCODER, latent_scale=1.0))
+    bias = [v for v in encoder.variables if v.path == "quant_conv/bias"][0]
+    bias.assign(np.array([0, 0, 0, 0, 99, -99, 0, 0], "float32"))
+    logvar = call(encoder, np.zeros((1, 4, 4, 3), "float32"))["logvar"]
+    assert logvar[..., 0].max() == 20.0
+    assert logvar[..., 1].min() == -30.0
+
+
+def test_pooled_is_the_state_of_the_first_end_token():
+    outputs = call(TextEncoder(TEXT), np.array([[38, 5, 39, 39], [38, 39, 5, 39]], "int32"))
+    np.testing.assert_array_equal(outputs["pooled"][0], outputs["context"][0, 2])
+    np.testing.assert_array_equal(outputs["pooled"][1], outputs["context"][1, 1])
+
+
+def test_a_token_does_not_see_those_after_it():
+    encoder = TextEncoder(TEXT)
+    first = call(encoder, np.array([[38, 5, 6, 39]], "int32"))["context"]
+    second = call(encoder, np.array([[38, 5, 7, 9]], "int32"))["context"]
+    np.testing.assert_allclose(first[:, :2], second[:, :2], atol=1e-6)
+    assert np.abs(first[:, 2:] - second[:, 2:]).min(axis=-1).max() > 1e-4
+
+
+def test_skipping_layers_equals_a_shallower_encoder():
+    encoder = TextEncoder(TEXT)
+    shallow = TextEncoder(dataclasses.replace(TEXT, depth=2))
+    values = {v.path: v for v in encoder.variables}
+    for variable in shallow.variables:
+        variable.assign(values[variable.path])
+    tokens = np.array([[38, 1, 2, 39]], "int32")
+    skipped = ops.convert_to_numpy(encoder(tokens, skip_layers=1)["context"])
+    np.testing.assert_allclose(skipped, call(shallow, tokens)["context"], atol=1e-6)
+    with pytest.raises(ValueError, match="skip_layers=3"):
+        encoder(tokens, skip_layers=3)
+
+
+def test_projection_width_adds_a_projection():
+    encoder = TextEncoder(dataclasses.replace(TEXT, projection_width=5))
+    assert call(encoder, np.array([[38, 39]], "int32"))["pooled"].shape == (1, 5)
+
+
+def test_configuration_round_trip(case):
+    model, _ = case
+    copy = type(model).from_config(model.get_config())
+    assert copy.architecture == model.architecture
+    assert [(v.path, v.shape) for v in copy.variables] == [
+        (v.path, v.shape) for v in model.variables
+    ]
+
+
+def test_keras_file_round_trip(case, tmp_path):
+    model, inputs = case
+    model.save(tmp_path / "model.keras")
+    copy = keras.saving.load_model(tmp_path / "model.keras")
+    assert type(copy) is type(model)
+    keras.tree.map_structure(np.testing.assert_array_equal, call(copy, inputs), call(model, inputs))
+
+
+def test_weights_file_round_trip(case, tmp_path):
+    model, inputs = case
+    model.save_weights(tmp_path / "model.weights.h5")
+    copy = type(model)(model.architecture)
+    copy.load_weights(tmp_path / "model.weights.h5")
+    keras.tree.map_structure(np.testing.assert_array_equal, call(copy, inputs), call(model, inputs))
+
+
+def test_summary_lists_the_named_layers(case):
+    model, _ = case
+    lines = []
+    model.summary(print_fn=lines.append)
+    assert any("conv_in" in line or "layer_0" in line for line in "\n".join(lines).split("\n"))
+
+
+def test_layers_have_configurations(case):
+    model, _ = case
+    for layer in model.layers:
+        copy = type(layer).from_config(layer.get_config())
+        assert copy.get_config() == layer.get_config()
+
+
+def test_variables_have_the_same_paths_in_every_instance(case):
+    model, _ = case
+    again = type(model)(model.architecture, name="another_name")
+    assert [v.path for v in again.variables] == [v.path for v in model.variables]
+
+
+def test_a_model_has_proper_random_initial_kernels(case):
+    model, _ = case
+    kernels = [v for v in model.variables if v.path.endswith(("kernel", "embedding"))]
+    for kernel in kernels:
+        values = ops.convert_to_numpy(kernel.value)
+        assert 1e-3 < values.std() < 1.0, kernel.path
+    assert len({ops.convert_to_numpy(k.value).tobytes() for k in kernels}) == len(kernels)
+
+
+@pytest.mark.parametrize(
+    "policy, tolerance",
+    [("bfloat16", 3e-2), ("mixed_bfloat16", 3e-2), ("float16", 5e-3), ("mixed_float16", 5e-3)],
+)
+def test_half_precision_stays_close(case, policy, tolerance):
+    if "bfloat16" not in policy and keras.backend.backend() == "jax":
+        pytest.skip("JAX has no float16 kernels on the CPU")
+    model, inputs = case
+    half = type(model)(model.architecture, dtype=policy)
+    half.set_weights(model.get_weights())
+    assert half.variables[0].dtype == ("float32" if policy.startswith("mixed") else policy)
+    for exact, rounded in zip(
+        keras.tree.flatten(call(model, inputs)), keras.tree.flatten(call(half, inputs))
+    ):
+        error = np.linalg.norm(rounded.astype("float32") - exact) / np.linalg.norm(exact)
+        assert 1e-6 < error < tolerance
+
+
+def test_timesteps_next_to_each_other_differ_in_bfloat16():
+    model = DiffusionModel(UNET, dtype="bfloat16")
+    inputs = unet_inputs(batch=1)
+    outputs = [
+        call(model, {**inputs, "timestep": np.array([t], "float32")}) for t in (980, 981, 981.5)
+    ]
+    assert not np.array_equal(outputs[0], outputs[1])
+    assert not np.array_equal(outputs[1], outputs[2])
+
+
+@pytest.mark.parametrize(
+    "record, changes, message",
+    [
+        (UNET, {"num_heads": (3, 4)}, "num_heads"),
+        (UNET, {"depths": (1,)}, "depths"),
+        (UNET, {"num_groups": 5}, "num_groups"),
+        (AUTOENCODER, {"num_groups": 3}, "num_groups"),
+        (TEXT, {"num_heads": 5}, "num_heads"),
+        (TEXT, {"activation": "relu"}, "relu"),
+    ],
+)
+def test_records_refuse_what_cannot_be_built(record, changes, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(record, **changes)
+
+
+def test_a_record_of_another_model_is_refused():
+    with pytest.raises(ValueError, match="DiffusionArchitecture"):
+        DiffusionModel(AUTOENCODER)
