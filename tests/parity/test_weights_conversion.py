@@ -1,4 +1,4 @@
-"""Weights conversion against diffusers and transformers: their names, shapes, values and options."""
+"""Weights conversion against diffusers and transformers: names, shapes, values and options."""
 
 import inspect
 import json
