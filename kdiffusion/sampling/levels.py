@@ -1,76 +1,24 @@
 """The levels that a run visits: which timesteps and sigmas, for each family of samplers."""
 
 import math
-from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Callable, NamedTuple, Sequence
 
 import numpy as np
 
-from kdiffusion.sampling.schedule import Schedule, level_of_sigma
+from kdiffusion.sampling.schedule import LARGEST_SIGMA, Schedule, level_of_sigma
+from kdiffusion.sampling.spacing import (
+    TIMESTEP_SPACINGS,
+    Spacing,
+    spread_sigmas,
+    spread_timesteps,
+)
 
-TIMESTEP_SPACINGS = ("leading", "trailing", "linspace")
-SIGMA_SPACINGS = ("karras",)
+__all__ = ["FAMILIES", "Level", "Levels", "Spacing", "make_levels"]
 
-
-@dataclass(frozen=True)
-class Spacing:
-    """How the levels of a run are spread over the schedule.
-
-    Args:
-        timesteps: `"leading"`, `"trailing"` or `"linspace"` (Lin et al. 2023, table 2).
-        sigmas: None, or `"karras"` (Karras et al. 2022, eq. 5), which spreads the sigmas between
-            the ends that the timesteps give.
-        steps_offset: int, added to leading timesteps.
-        set_alpha_to_one: bool, whether ddim ends on the latents themselves; False ends it on the
-            level of timestep 0, as Stable Diffusion's configuration says.
-
-    Raises:
-        ValueError: for an unknown name.
-
-    Example:
-
-    >>> Spacing.parse("trailing+karras").sigmas
-    'karras'
-    """
-
-    timesteps: str = "leading"
-    sigmas: str | None = None
-    steps_offset: int = 1
-    set_alpha_to_one: bool = False
-
-    def __post_init__(self):
-        if self.timesteps not in TIMESTEP_SPACINGS or self.sigmas not in (None, *SIGMA_SPACINGS):
-            _unknown_spacing(f"timesteps={self.timesteps!r}, sigmas={self.sigmas!r}")
-
-    @classmethod
-    def parse(cls, text: "str | Spacing | None", base: "Spacing | None" = None) -> "Spacing":
-        """Returns the spacing that a text names.
-
-        Args:
-            text: a timestep spacing ("trailing"), a sigma spacing ("karras"), a pair
-                ("leading+karras"), a Spacing (returned as it is), or None for `base`.
-            base: Spacing that the text changes, by default `Spacing()`. A timestep spacing alone
-                asks for no sigma spacing; a sigma spacing alone keeps the timesteps of `base`.
-
-        Raises:
-            ValueError: for an unknown name, or two of one kind.
-        """
-        base = base or cls()
-        if text is None:
-            return base
-        if isinstance(text, Spacing):
-            return text
-        names = str(text).split("+")
-        timesteps = [name for name in names if name in TIMESTEP_SPACINGS]
-        sigmas = [name for name in names if name in SIGMA_SPACINGS]
-        if len(timesteps) > 1 or len(sigmas) > 1 or len(timesteps + sigmas) != len(names):
-            _unknown_spacing(repr(text))
-        return replace(
-            base,
-            timesteps=timesteps[0] if timesteps else base.timesteps,
-            sigmas=sigmas[0] if sigmas else None,
-        )
+# The solver steps that latent consistency models are distilled from, and sampled on a part of
+# (Luo et al. 2023; the published weights' `original_inference_steps`).
+DISTILLED_STEPS = 50
 
 
 class Level(NamedTuple):
@@ -104,104 +52,180 @@ class Levels(NamedTuple):
     start_scale: float
 
 
-def make_levels(schedule: Schedule, num_steps: int, spacing: Spacing, family: str) -> Levels:
-    """Returns the levels that a family of samplers visits in `num_steps` steps.
+class Family(NamedTuple):
+    """Where the reference implementations of some samplers put the levels of a run.
 
-    The families differ in where their reference implementations put the same steps.
+    Args:
+        points: function of (schedule, num_steps, spacing, strength), returns the Level of each
+            step that is run.
+        end: function of (schedule, spacing), returns the Level where the run ends.
+        sigma_spacings: bool, whether the samplers take a sigma spacing.
+        scaled_start: bool, whether a start from noise alone is scaled to the noise of the first
+            level, with trailing and linspace timesteps.
+    """
+
+    points: Callable[[Schedule, int, Spacing, float], Sequence[Level]]
+    end: Callable[[Schedule, Spacing], Level]
+    sigma_spacings: bool = True
+    scaled_start: bool = False
+
+
+def make_levels(
+    schedule: Schedule, num_steps: int, spacing: Spacing, family: str, strength: float = 1.0
+) -> Levels:
+    """Returns the levels that a family of samplers visits in `num_steps` steps.
 
     Args:
         schedule: Schedule of the network.
         num_steps: int, 1 to `schedule.num_timesteps`.
         spacing: Spacing.
         family: name in `FAMILIES`.
+        strength: float in (0, 1], the share of the noise range that is run, counted from its end.
 
     Raises:
         ValueError: if the schedule has no such number of distinct levels, or the family has no
-            such spacing.
+            such spacing, or nothing is left to run.
     """
+    record = FAMILIES[family]
     if not 1 <= num_steps <= schedule.num_timesteps:
         raise ValueError(
             f"`num_steps` must be 1 to {schedule.num_timesteps}, the timesteps of the schedule. "
             f"Received: num_steps={num_steps}. Usual values are 20 to 50."
         )
-    points = FAMILIES[family](schedule, num_steps, spacing)
-    sigmas = [level.sigma for level in points[:num_steps]]
-    inside = points[0].timestep <= schedule.num_timesteps - 1
-    if not inside or any(after >= before for before, after in pairwise(sigmas)):
+    if not 0.0 < strength <= 1.0:
         raise ValueError(
-            f"The spacing has no {num_steps} distinct levels within the schedule's timesteps "
-            f"0 to {schedule.num_timesteps - 1}. Received: num_steps={num_steps}, {spacing}. "
-            "Use fewer steps or spacing='trailing'."
+            "`strength` must be in (0, 1], the share of the noise range that is run. Received: "
+            f"strength={strength!r}. Use 0.8 to change much, 0.3 to change little."
         )
-    scaled = family == "euler" and spacing.timesteps != "leading"
-    return Levels(tuple(points), num_steps, schedule, spacing, points[0].s if scaled else 1.0)
-
-
-def _ddim_levels(schedule, num_steps, spacing):
-    if spacing.sigmas is not None:
+    if spacing.sigmas is not None and not record.sigma_spacings:
         raise ValueError(
             "This sampler walks over whole timesteps and takes no sigma spacing. Received: "
             f"sigmas={spacing.sigmas!r}. Use a timestep spacing, one of "
-            f"{list(TIMESTEP_SPACINGS)}, or the same step under the name 'euler'."
+            f"{list(TIMESTEP_SPACINGS)}, or another sampler; 'euler' takes the steps of 'ddim'."
         )
-    timesteps = np.round(_timesteps(schedule, num_steps, spacing))
-    end = Level(0.0, 1.0, 0.0) if spacing.set_alpha_to_one else Level(0.0, *schedule.level(0))
-    return [*_levels_at(schedule, timesteps), end]
-
-
-def _euler_levels(schedule, num_steps, spacing):
-    points = _levels_at(schedule, _timesteps(schedule, num_steps, spacing))
-    if spacing.sigmas is not None:
-        points = _levels_between(schedule, num_steps, spacing, points[-1].sigma, points[0].sigma)
-    return [*points, Level(0.0, 1.0, 0.0)]
-
-
-def _dpmpp_levels(schedule, num_steps, spacing):
-    if spacing.sigmas is not None:
-        ends = schedule.sigmas[0], schedule.sigmas[-1]
-        points = _levels_between(schedule, num_steps, spacing, *ends)
-        points = [level._replace(timestep=float(np.round(level.timestep))) for level in points]
-    elif spacing.timesteps == "trailing":
-        points = _levels_at(schedule, np.round(_timesteps(schedule, num_steps, spacing)))
-    else:
-        timesteps = np.round(_timesteps(schedule, num_steps + 1, spacing))[:-1]
-        points = _levels_at(schedule, timesteps)
-    return [*points, Level(0.0, 1.0, 0.0)]
-
-
-FAMILIES = {"ddim": _ddim_levels, "euler": _euler_levels, "dpmpp": _dpmpp_levels}
-
-
-def _timesteps(schedule, count, spacing):
-    """Returns `count` decreasing timesteps (Lin et al. 2023, table 2)."""
-    total = schedule.num_timesteps
-    if spacing.timesteps == "leading":
-        return np.arange(count)[::-1] * float(total // count) + spacing.steps_offset
-    if spacing.timesteps == "linspace":
-        return np.linspace(0, total - 1, count)[::-1]
-    # arange, not total - i * total / count: they round differently at ties, and the reference
-    # implementations use arange; it may give one point too many.
-    return np.round(np.arange(total, 0, -total / count))[:count] - 1.0
-
-
-def _levels_at(schedule, timesteps):
-    last = schedule.num_timesteps - 1
-    return [Level(float(t), *schedule.level(min(t, last))) for t in timesteps]
-
-
-def _levels_between(schedule, num_steps, spacing, sigma_min, sigma_max):
-    sigmas = _karras(sigma_min, sigma_max, np.linspace(0.0, 1.0, num_steps))
-    return [Level(schedule.timestep(sigma), *level_of_sigma(sigma)) for sigma in sigmas]
-
-
-def _karras(sigma_min, sigma_max, ramp):
-    """Karras et al. 2022, eq. 5, with rho = 7."""
-    low, high = sigma_min ** (1 / 7), sigma_max ** (1 / 7)
-    return (high + ramp * (low - high)) ** 7
-
-
-def _unknown_spacing(received):
-    raise ValueError(
-        f"Unknown spacing. Received: {received}. Use one of {list(TIMESTEP_SPACINGS)}, one of "
-        f"{list(SIGMA_SPACINGS)}, or a pair such as 'leading+karras'."
+    points = record.points(schedule, num_steps, spacing, strength)
+    return Levels(
+        points=(*points, record.end(schedule, spacing)),
+        num_steps=num_steps,
+        schedule=schedule,
+        spacing=spacing,
+        start_scale=(
+            points[0].s if record.scaled_start and spacing.timesteps != "leading" else 1.0
+        ),
     )
+
+
+def level_at_sigma(schedule: Schedule, sigma: float) -> Level:
+    """Returns the level of a sigma, at a timestep that need not be whole."""
+    return Level(schedule.timestep(sigma), *level_of_sigma(sigma))
+
+
+def level_at_timestep(schedule: Schedule, timestep: float) -> Level:
+    """Returns the level of a timestep, which need not be whole."""
+    return Level(float(timestep), *schedule.level(timestep))
+
+
+def _whole_points(schedule, num_steps, spacing, strength):
+    timesteps = np.round(spread_timesteps(spacing, schedule.num_timesteps, num_steps))
+    return _later(_points_at(schedule, timesteps, spacing), strength)
+
+
+def _fractional_points(schedule, num_steps, spacing, strength):
+    timesteps = spread_timesteps(spacing, schedule.num_timesteps, num_steps)
+    points = _points_at(schedule, timesteps, spacing)
+    if spacing.sigmas is not None:
+        points = _points_between(schedule, num_steps, spacing, points[0], points[-1])
+    return _later(points, strength)
+
+
+def _dpm2_points(schedule, num_steps, spacing, strength):
+    points = _fractional_points(schedule, num_steps, spacing, strength)
+    return _rounded(points, np.round) if spacing.sigmas == "karras" else points
+
+
+def _inner_points(schedule, num_steps, spacing, strength):
+    if spacing.sigmas is not None:
+        ends = (level_at_timestep(schedule, t) for t in (schedule.num_timesteps - 1, 0))
+        points = _points_between(schedule, num_steps, spacing, *ends)
+        points = _rounded(points, np.round if spacing.sigmas == "karras" else np.floor)
+    elif spacing.timesteps == "trailing":
+        return _whole_points(schedule, num_steps, spacing, strength)
+    else:
+        timesteps = spread_timesteps(spacing, schedule.num_timesteps, num_steps + 1)
+        points = _points_at(schedule, np.round(timesteps[:-1]), spacing)
+    return _later(points, strength)
+
+
+def _distilled_points(schedule, num_steps, spacing, strength):
+    kept = int(DISTILLED_STEPS * strength)
+    if num_steps > kept:
+        raise ValueError(
+            f"A distilled model runs at most {DISTILLED_STEPS} * strength steps. Received: "
+            f"num_steps={num_steps}, strength={strength!r}. Use num_steps <= {kept} (4 is usual)."
+        )
+    taught = np.arange(kept, 0, -1) * (schedule.num_timesteps // DISTILLED_STEPS) - 1
+    chosen = np.floor(np.linspace(0, kept, num_steps, endpoint=False)).astype(int)
+    return [level_at_timestep(schedule, t) for t in taught[chosen]]
+
+
+def _end_at_latents(schedule, spacing):
+    return Level(0.0, 1.0, 0.0)
+
+
+def _end_at_timestep_0(schedule, spacing):
+    return level_at_timestep(schedule, 0)
+
+
+def _end_of_alphas(schedule, spacing):
+    at_latents = spacing.set_alpha_to_one
+    return (_end_at_latents if at_latents else _end_at_timestep_0)(schedule, spacing)
+
+
+def _end_of_sigmas(schedule, spacing):
+    at_latents = spacing.final_sigma == "zero"
+    return (_end_at_latents if at_latents else _end_at_timestep_0)(schedule, spacing)
+
+
+FAMILIES = {
+    "ddim": Family(_whole_points, _end_of_alphas, sigma_spacings=False),
+    "ddpm": Family(_whole_points, _end_at_latents, sigma_spacings=False),
+    "euler": Family(_fractional_points, _end_of_sigmas, scaled_start=True),
+    "dpm2": Family(_dpm2_points, _end_of_sigmas, scaled_start=True),
+    "dpmpp": Family(_inner_points, _end_of_sigmas),
+    "deis": Family(_inner_points, _end_at_timestep_0),
+    "lcm": Family(_distilled_points, _end_at_latents, sigma_spacings=False),
+    "tcd": Family(_distilled_points, _end_at_timestep_0, sigma_spacings=False),
+}
+
+
+def _points_at(schedule, timesteps, spacing):
+    inside = timesteps[0] <= schedule.num_timesteps - 1
+    if not inside or any(after >= before for before, after in pairwise(timesteps)):
+        raise ValueError(
+            f"The spacing has no {len(timesteps)} distinct timesteps in the schedule's 0 to "
+            f"{schedule.num_timesteps - 1}. Received: {spacing}. Use fewer steps or "
+            "spacing='trailing'."
+        )
+    return [level_at_timestep(schedule, timestep) for timestep in timesteps]
+
+
+def _points_between(schedule, num_steps, spacing, first, last):
+    # Pure noise has no sigma to spread from; the reference implementations give it this one.
+    sigmas = spread_sigmas(spacing, min(first.sigma, LARGEST_SIGMA), last.sigma, num_steps)
+    # The ends are the levels themselves, exact and, if the first is pure noise, without a sigma.
+    return [first, *(level_at_sigma(schedule, s) for s in sigmas[1:-1]), last][:num_steps]
+
+
+def _rounded(points, rounding):
+    return [level._replace(timestep=float(rounding(level.timestep))) for level in points]
+
+
+def _later(points, strength):
+    """Returns the last share of the levels of a run, rounded down as diffusers does."""
+    steps = int(len(points) * strength)
+    if steps == 0:
+        raise ValueError(
+            f"At least one step must be left to run. Received: strength={strength!r} of "
+            f"num_steps={len(points)}. Use strength >= {1 / len(points):.3g} or more steps."
+        )
+    return points[len(points) - steps :]

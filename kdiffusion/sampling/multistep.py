@@ -1,37 +1,273 @@
-"""Samplers that remember earlier network calls, one call a step.
+"""Samplers that remember earlier network calls, one call a step (two in the first step of pndm).
 
-`at` is the level of a row and `to` the level that it lands on.
+`at` is the level of a row, `to` the level that it lands on and `past` the levels of the calls that
+are remembered, the latest first.
 """
 
 import math
 from itertools import pairwise
+from typing import Callable, Sequence
+
+import numpy as np
 
 from kdiffusion.sampling.levels import Level, Levels
-from kdiffusion.sampling.one_step import move
-from kdiffusion.sampling.rows import DENOISED, Row, X, register
+from kdiffusion.sampling.one_step import approach, move, predicted_noise
+from kdiffusion.sampling.rows import (
+    DENOISED,
+    NETWORK,
+    NOISE,
+    Combination,
+    Row,
+    X,
+    register,
+)
 
-
-def log_ratio(at: Level, to: Level) -> float:
-    """Returns `log(at.sigma / to.sigma)`, the length of a step in half the log of the SNR."""
-    return math.log(at.sigma / to.sigma)
+# Weights of the values at equal distances behind, the latest first (Adams-Bashforth).
+ADAMS_BASHFORTH = {
+    1: (1.0,),
+    2: (3 / 2, -1 / 2),
+    3: (23 / 12, -16 / 12, 5 / 12),
+    4: (55 / 24, -59 / 24, 37 / 24, -9 / 24),
+}
 
 
 def dpmpp_2m(levels: Levels) -> list[Row]:
     """DPM-Solver++ (2M), midpoint form (Lu et al. 2022b, algorithm 2)."""
-    earlier = register("earlier")
-    rows, before = [], None
-    for step, (at, to) in enumerate(pairwise(levels.points)):
-        x = move(X, at, to)
-        if before is not None and not _first_order_at_end(levels, step, to):
-            ratio = log_ratio(before, at) / log_ratio(at, to)
-            x += (to.a - to.s * at.a / at.s) / (2.0 * ratio) * (DENOISED - earlier)
-        rows.append(Row(at, step, {"x": x, "earlier": DENOISED}))
-        before = at
+    return dpmpp_2m_sde(levels, eta=0.0)
+
+
+def dpmpp_2m_sde(levels: Levels, eta: float) -> list[Row]:
+    """Stochastic DPM-Solver++ (2M), midpoint form (Lu et al. 2022b, appendix; k-diffusion)."""
+    (earlier,), rows = _memories("denoised", 1), []
+    for step, at, to, past in _walk(levels):
+        x, shrink = _exponential_step(at, to, eta)
+        if _order(levels, step, at, to, past, 2) == 2:
+            slope = _log_ratio(at, to) / _log_ratio(past[0], at) * (DENOISED - earlier)
+            x += to.a * (1.0 - shrink) / 2 * slope
+        rows.append(_remember(at, step, x, [earlier], DENOISED))
     return rows
 
 
-def _first_order_at_end(levels, step, to):
-    # Short runs end with a step of first order (Lu et al. 2022b, appendix); landing on the latents
-    # themselves has no second order, its log ratio is infinite.
-    last = step == len(levels.points) - 2
-    return to.s == 0.0 or (last and levels.num_steps < 15)
+def dpmpp_3m_sde(levels: Levels, eta: float) -> list[Row]:
+    """Stochastic DPM-Solver++ (3M) (k-diffusion).
+
+    It ends in full order: k-diffusion, where it comes from, knows no `lower_order_final`.
+    """
+    (d1, d2), rows = _memories("denoised", 2), []
+    for step, at, to, past in _walk(levels):
+        x, shrink = _exponential_step(at, to, eta)
+        order = 1 if to.sigma in (0.0, at.sigma) else min(3, len(past) + 1)
+        if order > 1:
+            length = (1.0 + eta) * _log_ratio(at, to)
+            phi_2 = (shrink - 1.0) / length + 1.0
+            r0 = _log_ratio(past[0], at) / _log_ratio(at, to)
+            slope = (DENOISED - d1) / r0
+            x += to.a * phi_2 * slope
+        if order > 2:
+            r1 = _log_ratio(past[1], past[0]) / _log_ratio(at, to)
+            bend = (slope - (d1 - d2) / r1) / (r0 + r1)
+            x += to.a * (phi_2 * r0 - (phi_2 / length - 0.5)) * bend
+        rows.append(_remember(at, step, x, [d1, d2], DENOISED))
+    return rows
+
+
+def lms(levels: Levels, order: int) -> list[Row]:
+    """Linear multistep, Adams-Bashforth with the true distances in sigma (k-diffusion)."""
+
+    def weights(at: Level, to: Level, past: Sequence[Level]) -> Sequence[float]:
+        step = to.sigma - at.sigma
+        nodes = [(level.sigma - at.sigma) / step for level in past]
+        return step * _weights(nodes, [1 / (k + 2) for k in range(len(nodes))])
+
+    def order_of(step: int, at: Level, to: Level, past: Sequence[Level]) -> int:
+        return 1 if to.sigma == at.sigma else order
+
+    return _adams(levels, order_of, weights)
+
+
+def deis(levels: Levels, order: int) -> list[Row]:
+    """DEIS, log(rho) form (Zhang & Chen 2023, section 3.2): polynomial in log(sigma)."""
+
+    def weights(at: Level, to: Level, past: Sequence[Level]) -> Sequence[float]:
+        # Integrals of log(sigma / at.sigma)**k over sigma, for k = 1 and 2.
+        log = -_log_ratio(at, to)
+        moments = [
+            to.sigma * (log - 1.0) + at.sigma,
+            to.sigma * (log**2 - 2.0 * log + 2.0) - 2.0 * at.sigma,
+        ]
+        nodes = [_log_ratio(level, at) for level in past]
+        return _weights(nodes, moments[: len(nodes)])
+
+    def order_of(step: int, at: Level, to: Level, past: Sequence[Level]) -> int:
+        return _order(levels, step, at, to, past, order)
+
+    return _adams(levels, order_of, weights)
+
+
+def ipndm(levels: Levels, order: int) -> list[Row]:
+    """Improved PNDM (Zhang & Chen 2023, appendix): Adams-Bashforth as if sigmas were even."""
+
+    def weights(at: Level, to: Level, past: Sequence[Level]) -> Sequence[float]:
+        constants = ADAMS_BASHFORTH[len(past) + 1][1:]
+        return [(to.sigma - at.sigma) * constant for constant in constants]
+
+    def order_of(step: int, at: Level, to: Level, past: Sequence[Level]) -> int:
+        return 1 if to.sigma == 0.0 else order
+
+    return _adams(levels, order_of, weights, from_pure_noise=True)
+
+
+def pndm(levels: Levels) -> list[Row]:
+    """PNDM by linear multistep alone, "PLMS" (Liu et al. 2022, eq. 9 and 12; CompVis).
+
+    It remembers raw outputs of the network. The second row repeats the first step with the mean of
+    the outputs at its two ends.
+    """
+    memories = _memories("network", 3)
+    points, base = levels.points, register("base")
+    first = _transfer(levels, X, points[0], points[1], NETWORK)
+    rows = [Row(points[0], 0, {"x": first, "base": X, "network_1": NETWORK})]
+    if len(points) > 2:
+        mean = 0.5 * (NETWORK + memories[0])
+        again = _transfer(levels, base, points[0], points[1], mean)
+        rows.append(Row(points[1], 0, {"x": again}))
+    for step, (at, to) in enumerate(pairwise(points[1:]), start=1):
+        weights = ADAMS_BASHFORTH[min(4, step + 1)]
+        output = _sum(w * value for w, value in zip(weights, [NETWORK, *memories]))
+        x = _transfer(levels, X, at, to, output)
+        rows.append(_remember(at, step, x, memories, NETWORK))
+    return rows
+
+
+def unipc(levels: Levels, order: int) -> list[Row]:
+    """UniPC with B2(h), predicting the latents (Zhao et al. 2023, algorithms 5 and 6).
+
+    The correction of a step needs the network's call at its end, so it is made in the next row,
+    on the way to that row's own prediction; the uncorrected `x` is only what the network sees.
+    """
+    memories, last = _memories("denoised", order), register("last")
+    rows: list[Row] = []
+    before, previous, previous_order = None, [], 0
+    for step, at, to, past in _walk(levels):
+        current = X
+        if before is not None:
+            known = _ratios(before, at, previous[: previous_order - 1])
+            values = [*zip(known, memories[1:]), (1.0, DENOISED)]
+            current = _multistep_move(last, before, at, memories[0], values)
+        end = len(levels.points) - 1 - step if levels.spacing.lower_order_final else order
+        previous_order = _order(levels, step, at, to, past, min(order, end))
+        values = list(zip(_ratios(at, to, past[: previous_order - 1]), memories))
+        x = _multistep_move(current, at, to, DENOISED, values)
+        row = _remember(at, step, x, memories, DENOISED)
+        rows.append(row._replace(next={**row.next, "last": current}))
+        before, previous = at, past
+    return rows
+
+
+def _walk(levels, from_pure_noise=False):
+    """Yields (step, at, to, past); a call at pure noise is remembered only if asked for."""
+    past: list[Level] = []
+    for step, (at, to) in enumerate(pairwise(levels.points)):
+        yield step, at, to, past
+        if at.a or from_pure_noise:
+            past = [at, *past]
+
+
+def _order(levels, step, at, to, past, order):
+    """Returns the order that a solver in log(sigma) takes in a step."""
+    if to.sigma in (0.0, at.sigma):
+        return 1
+    if levels.spacing.lower_order_final and levels.num_steps < 15:
+        # Lu et al. 2022b: few steps end stably only in first order.
+        order = min(order, len(levels.points) - 1 - step)
+    return min(order, len(past) + 1)
+
+
+def _log_ratio(at, to):
+    """Length of a step in log(sigma), which is half of that in log(SNR)."""
+    return math.log(at.sigma / to.sigma)
+
+
+def _memories(name, count):
+    return [register(f"{name}_{i + 1}") for i in range(count)]
+
+
+def _remember(at, step, x, memories, newest):
+    """Returns the row that moves each memory one place back and puts the newest in front."""
+    names = [name for memory in memories for name in memory]
+    return Row(at, step, {"x": x, **dict(zip(names, [newest, *memories]))})
+
+
+def _sum(terms):
+    return sum(terms, start=Combination())
+
+
+def _exponential_step(at, to, eta):
+    """Returns the first-order step of stochastic DPM-Solver++ and what it leaves of `x` / `a`."""
+    ratio = to.s * at.a / (at.s * to.a)
+    kept = ratio**eta
+    shrink = ratio * kept
+    x = (to.s / at.s) * kept * X + to.a * (1.0 - shrink) * DENOISED
+    return x + to.s * math.sqrt(1.0 - kept**2) * NOISE, shrink
+
+
+def _adams(
+    levels: Levels,
+    order_of: Callable[[int, Level, Level, Sequence[Level]], int],
+    weights: Callable[[Level, Level, Sequence[Level]], Sequence[float]],
+    from_pure_noise: bool = False,
+) -> list[Row]:
+    """Moves along the predicted noise, extrapolated through the ones of up to three calls before.
+
+    `weights` are those of the remembered noises; all weights add up to the step in sigma, so the
+    newest one's is what is left.
+    """
+    memories, rows = _memories("noise", 3), []
+    for step, at, to, past in _walk(levels, from_pure_noise):
+        newest, used = predicted_noise(at), past[: order_of(step, at, to, past) - 1]
+        x = move(X, at, to)
+        if used:
+            terms = (w * (e - newest) for w, e in zip(weights(at, to, used), memories))
+            x += to.a * _sum(terms)
+        rows.append(_remember(at, step, x, memories, newest))
+    return rows
+
+
+def _weights(nodes, moments):
+    """Returns the weights w with sum(w * nodes**k) = moments[k - 1], for k = 1, 2, ..."""
+    powers = np.array([[node**k for node in nodes] for k in range(1, len(nodes) + 1)])
+    return np.linalg.solve(powers, moments)
+
+
+def _transfer(levels, y, at, to, output):
+    skip, out = levels.schedule.denoised_coefficients(at.a, at.s)
+    return move(y, at, to, skip * y + out * output)
+
+
+def _ratios(at, to, past):
+    return [-_log_ratio(level, at) / _log_ratio(at, to) for level in past]
+
+
+def _multistep_move(y, at, to, denoised, others):
+    """Moves `y` along a polynomial through `denoised` and the (place, value) pairs of `others`.
+
+    Zhao et al. 2023, eq. 3 with B(h) = exp(h) - 1; places count from `at` in steps.
+    """
+    x = move(y, at, to, denoised)
+    weights = _unipc_weights(at, to, [place for place, _ in others])
+    for weight, (place, value) in zip(weights, others):
+        x += approach(at, to) * weight / place * (value - denoised)
+    return x
+
+
+def _unipc_weights(at, to, places):
+    if len(places) < 2:
+        # The limit of a small step (Zhao et al. 2023, appendix), finite for a step of any length.
+        return [0.5] * len(places)
+    step = -_log_ratio(at, to)
+    moments, moment, factorial = [], math.expm1(step) / step - 1.0, 1
+    for k in range(1, len(places) + 1):
+        moments.append(moment * factorial / math.expm1(step))
+        factorial *= k + 1
+        moment = moment / step - 1.0 / factorial
+    return np.linalg.solve(np.vander(places, increasing=True).T, moments)

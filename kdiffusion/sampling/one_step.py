@@ -1,4 +1,4 @@
-"""Samplers without memory: each step needs only where `x` is now.
+"""Samplers without memory: a network call a step, and only where `x` is now matters.
 
 `at` is the level of a row and `to` the level that it lands on.
 """
@@ -6,17 +6,27 @@
 import math
 from itertools import pairwise
 
-from kdiffusion.sampling.levels import Level, Levels
+from kdiffusion.sampling.levels import Level, Levels, level_at_timestep
 from kdiffusion.sampling.rows import DENOISED, NOISE, Combination, Row, X
 
 
-def move(y: Combination, at: Level, to: Level) -> Combination:
+def move(y: Combination, at: Level, to: Level, denoised: Combination = DENOISED) -> Combination:
     """Moves `y` to the next level, exactly if the denoised latents stay what they are.
 
     The same step is DDIM (Song et al. 2021, eq. 12, eta = 0), Euler's method in sigma (Karras et
     al. 2022, algorithm 1) and DPM-Solver++ of order 1 (Lu et al. 2022b, eq. 8).
     """
-    return (to.s / at.s) * y + (to.a - to.s * at.a / at.s) * DENOISED
+    return (to.s / at.s) * y + approach(at, to) * denoised
+
+
+def approach(at: Level, to: Level) -> float:
+    """Returns the coefficient of the denoised latents in `move`."""
+    return to.a - to.s * at.a / at.s
+
+
+def predicted_noise(at: Level) -> Combination:
+    """Returns the noise that is in `x` if the denoised latents are right."""
+    return (X - at.a * DENOISED) / at.s
 
 
 def ancestral(sigma: float, sigma_to: float, eta: float) -> tuple[float, float]:
@@ -24,10 +34,10 @@ def ancestral(sigma: float, sigma_to: float, eta: float) -> tuple[float, float]:
 
     DDIM's eq. 16 (Song et al. 2021) written in sigma.
     """
-    up = min(sigma_to, eta * sigma_to * math.sqrt(1.0 - (sigma_to / sigma) ** 2))
-    # (1 - eta)(1 + eta) + ... is 1 - (up / sigma_to)**2 without its cancellation at eta = 1.
-    rest = (1.0 - eta) * (1.0 + eta) + (eta * sigma_to / sigma) ** 2
-    return up, sigma_to * math.sqrt(max(0.0, rest))
+    up = eta * sigma_to * math.sqrt(1.0 - (sigma_to / sigma) ** 2)
+    # sqrt(sigma_to**2 - up**2) without its cancellation at eta = 1.
+    down = sigma_to * math.sqrt((1.0 - eta) * (1.0 + eta) + (eta * sigma_to / sigma) ** 2)
+    return up, down
 
 
 def fall(y: Combination, at: Level, to: Level, eta: float) -> Combination:
@@ -44,6 +54,43 @@ def ddim(levels: Levels, eta: float) -> list[Row]:
     ]
 
 
+def ddpm(levels: Levels) -> list[Row]:
+    """DDPM with the smaller fixed variance (Ho et al. 2020, eq. 7)."""
+    return ddim(levels, eta=1.0)
+
+
 def euler(levels: Levels) -> list[Row]:
     """Euler's method on the probability flow (Karras et al. 2022, algorithm 1 without churn)."""
     return ddim(levels, eta=0.0)
+
+
+def euler_a(levels: Levels, eta: float) -> list[Row]:
+    """Ancestral Euler steps (k-diffusion): DDIM's, on the levels of `euler`."""
+    return ddim(levels, eta)
+
+
+def lcm(levels: Levels) -> list[Row]:
+    """Multistep sampling of a latent consistency model (Luo et al. 2023, algorithm 3)."""
+    rows = []
+    for step, (at, to) in enumerate(pairwise(levels.points)):
+        # The boundary condition of consistency models (Song et al. 2023, appendix C) with
+        # sigma_data = 0.5 and the timestep scaled by 10, as the published weights were trained.
+        scaled = 10.0 * at.timestep
+        skip, out = 0.25 / (scaled**2 + 0.25), scaled / math.sqrt(scaled**2 + 0.25)
+        clean = skip * X + out * DENOISED
+        rows.append(Row(at, step, {"x": to.a * clean + to.s * NOISE}))
+    return rows
+
+
+def tcd(levels: Levels, eta: float) -> list[Row]:
+    """Strategic stochastic sampling of a trajectory consistency model (Zheng et al. 2024).
+
+    Its gamma is `eta`: the share of the way to each level that is gone beyond it and back, up by
+    fresh noise (algorithm 4).
+    """
+    rows = []
+    for step, (at, to) in enumerate(pairwise(levels.points)):
+        inner = level_at_timestep(levels.schedule, math.floor((1.0 - eta) * to.timestep))
+        up = to.s * math.sqrt(1.0 - (inner.sigma / to.sigma) ** 2)
+        rows.append(Row(at, step, {"x": (to.a / inner.a) * move(X, at, inner) + up * NOISE}))
+    return rows

@@ -4,11 +4,11 @@ import operator
 from dataclasses import dataclass, replace
 from typing import Callable, NamedTuple
 
-from kdiffusion.sampling.levels import Spacing, make_levels
-from kdiffusion.sampling.multistep import dpmpp_2m
-from kdiffusion.sampling.one_step import ddim, euler
+from kdiffusion.sampling import multistep, one_step, two_calls
+from kdiffusion.sampling.levels import FAMILIES, make_levels
 from kdiffusion.sampling.rows import Row
 from kdiffusion.sampling.schedule import Schedule
+from kdiffusion.sampling.spacing import Spacing
 from kdiffusion.sampling.table import Rows, Table, pack, tabulate
 
 __all__ = ["SAMPLERS", "Rows", "Sampler", "Table", "default_spacing", "make_table", "pack"]
@@ -21,19 +21,37 @@ class SamplerRecord(NamedTuple):
         rows: function of the Levels and the options below, returns the Rows.
         family: name in `levels.FAMILIES`.
         eta: float, the default of the option; None if the sampler has no such option.
-        orders: the orders to choose from, the default first; empty if there is no choice.
+        order: int, the default of the option; None if the sampler has no such option.
+        max_order: int, the orders are 1 to this.
     """
 
     rows: Callable[..., list[Row]]
     family: str
     eta: float | None = None
-    orders: tuple[int, ...] = ()
+    order: int | None = None
+    max_order: int = 0
 
 
 SAMPLERS = {
-    "ddim": SamplerRecord(ddim, "ddim", eta=0.0),
-    "euler": SamplerRecord(euler, "euler"),
-    "dpmpp_2m": SamplerRecord(dpmpp_2m, "dpmpp"),
+    "ddim": SamplerRecord(one_step.ddim, "ddim", eta=0.0),
+    "ddpm": SamplerRecord(one_step.ddpm, "ddpm"),
+    "pndm": SamplerRecord(multistep.pndm, "ddim"),
+    "euler": SamplerRecord(one_step.euler, "euler"),
+    "euler_a": SamplerRecord(one_step.euler_a, "euler", eta=1.0),
+    "heun": SamplerRecord(two_calls.heun, "euler"),
+    "lms": SamplerRecord(multistep.lms, "euler", order=4, max_order=4),
+    "ipndm": SamplerRecord(multistep.ipndm, "euler", order=4, max_order=4),
+    "dpm2": SamplerRecord(two_calls.dpm2, "dpm2"),
+    "dpm2_a": SamplerRecord(two_calls.dpm2_a, "dpm2", eta=1.0),
+    "dpmpp_2s_a": SamplerRecord(two_calls.dpmpp_2s_a, "euler", eta=1.0),
+    "dpmpp_sde": SamplerRecord(two_calls.dpmpp_sde, "euler", eta=1.0),
+    "dpmpp_2m": SamplerRecord(multistep.dpmpp_2m, "dpmpp"),
+    "dpmpp_2m_sde": SamplerRecord(multistep.dpmpp_2m_sde, "dpmpp", eta=1.0),
+    "dpmpp_3m_sde": SamplerRecord(multistep.dpmpp_3m_sde, "dpmpp", eta=1.0),
+    "deis": SamplerRecord(multistep.deis, "deis", order=2, max_order=3),
+    "unipc": SamplerRecord(multistep.unipc, "dpmpp", order=2, max_order=3),
+    "lcm": SamplerRecord(one_step.lcm, "lcm"),
+    "tcd": SamplerRecord(one_step.tcd, "tcd", eta=0.3),
 }
 
 
@@ -43,7 +61,7 @@ class Sampler:
 
     Args:
         name: name in `SAMPLERS`.
-        eta: float >= 0, fresh noise of each step: 0 deterministic, 1 ancestral. None is the
+        eta: float in [0, 1], fresh noise of each step: 0 deterministic, 1 ancestral. None is the
             sampler's own default.
         order: int, order of the method. None is the sampler's own default.
 
@@ -72,27 +90,26 @@ class Sampler:
                 f"Unknown sampler. Received: {self.name!r}. Use one of {sorted(SAMPLERS)}."
             )
         record = SAMPLERS[self.name]
-        if self.eta is not None and (record.eta is None or not self.eta >= 0.0):
+        if self.eta is not None and (record.eta is None or not 0.0 <= self.eta <= 1.0):
             with_eta = sorted(name for name in SAMPLERS if SAMPLERS[name].eta is not None)
             raise ValueError(
-                f"`eta` must be a number >= 0, for one of the samplers {with_eta}. Received: "
+                f"`eta` must be a number in [0, 1], for one of the samplers {with_eta}. Received: "
                 f"eta={self.eta!r} for {self.name!r}. Leave `eta` out for the default."
             )
-        if self.order is not None and self.order not in record.orders:
+        if self.order is not None and self.order not in range(1, record.max_order + 1):
+            choice = f"1 to {record.max_order}" if record.max_order else "no choice"
             raise ValueError(
-                f"The orders of {self.name!r} are {list(record.orders)}. Received: "
-                f"order={self.order!r}. Leave `order` out for the default."
+                f"`order` of {self.name!r}: {choice}. Received: order={self.order!r}. Leave "
+                "`order` out for the default."
             )
 
     @property
     def options(self) -> dict:
         """The keyword arguments of the sampler's function."""
-        record, options = SAMPLERS[self.name], {}
-        if record.eta is not None:
-            options["eta"] = record.eta if self.eta is None else self.eta
-        if record.orders:
-            options["order"] = self.order or record.orders[0]
-        return options
+        record = SAMPLERS[self.name]
+        eta = record.eta if self.eta is None else self.eta
+        options = {"eta": eta, "order": self.order or record.order}
+        return {name: value for name, value in options.items() if value is not None}
 
 
 def default_spacing(sampler: "str | Sampler", base: Spacing) -> Spacing:
@@ -100,8 +117,8 @@ def default_spacing(sampler: "str | Sampler", base: Spacing) -> Spacing:
 
     For a sampler that was chosen against a checkpoint whose own configuration says "karras".
     """
-    family = SAMPLERS[_as_sampler(sampler).name].family
-    return replace(base, sigmas=None) if family == "ddim" else base
+    family = FAMILIES[SAMPLERS[_as_sampler(sampler).name].family]
+    return base if family.sigma_spacings else replace(base, sigmas=None)
 
 
 def make_table(
@@ -118,9 +135,10 @@ def make_table(
         schedule: Schedule of the network.
         num_steps: int, 1 to `schedule.num_timesteps`.
         spacing: Spacing.
-        strength: float in (0, 1], the share of the steps that is run, counted from the end
-            (image_to_image). The table is made of the later levels alone, so that a sampler with
-            a memory warms up at the first of them.
+        strength: float in (0, 1], the share of the noise range that is run, counted from its end
+            (image_to_image): the last `floor(num_steps * strength)` steps, or for lcm and tcd
+            `num_steps` steps in it. The table is made of the later levels alone, so that a sampler
+            with a memory warms up at the first of them.
 
     Raises:
         ValueError: for an unknown sampler, or numbers out of range.
@@ -132,9 +150,7 @@ def make_table(
     """
     chosen = _as_sampler(sampler)
     record = SAMPLERS[chosen.name]
-    levels = make_levels(schedule, _as_int(num_steps), spacing, record.family)
-    skipped = levels.num_steps - _steps_to_run(levels.num_steps, strength)
-    levels = levels._replace(points=levels.points[skipped:])
+    levels = make_levels(schedule, _as_int(num_steps), spacing, record.family, strength)
     return tabulate(record.rows(levels, **chosen.options), levels)
 
 
@@ -149,18 +165,3 @@ def _as_int(num_steps):
         raise ValueError(
             f"`num_steps` must be a whole number. Received: num_steps={num_steps!r}. Use an int."
         ) from None
-
-
-def _steps_to_run(num_steps, strength):
-    if not 0.0 < strength <= 1.0:
-        raise ValueError(
-            f"`strength` must be in (0, 1], the share of the steps that is run. Received: "
-            f"strength={strength!r}. Use 0.8 to change much, 0.3 to change little."
-        )
-    steps = int(num_steps * strength)
-    if steps == 0:
-        raise ValueError(
-            f"At least one step must be left to run. Received: strength={strength!r} of "
-            f"num_steps={num_steps!r}. Use strength >= {1 / num_steps:.3g} or more steps."
-        )
-    return steps

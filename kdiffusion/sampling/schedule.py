@@ -9,6 +9,10 @@ import numpy as np
 BETA_SCHEDULES = ("scaled_linear", "linear", "squaredcos_cap_v2")
 PREDICTIONS = ("epsilon", "v", "sample")
 
+# Stands for the infinite sigma of pure noise where sigmas are spread or interpolated: that of
+# alphas_cumprod = 2**-24, which the reference implementations put there.
+LARGEST_SIGMA = math.sqrt(2.0**24 - 1.0)
+
 
 @dataclass(frozen=True)
 class Schedule:
@@ -85,13 +89,15 @@ class Schedule:
         if below == timestep:
             return float(self.sigmas[below])
         share = timestep - below
-        return float(self.sigmas[below] * (1.0 - share) + self.sigmas[below + 1] * share)
+        above = min(float(self.sigmas[below + 1]), LARGEST_SIGMA)
+        return float(self.sigmas[below] * (1.0 - share) + above * share)
 
     def timestep(self, sigma: float) -> float:
         """Returns the timestep of a sigma, linear in `log(sigma)`, clipped to the trained range."""
         if sigma <= self.sigmas[0]:
             return 0.0
-        return float(np.interp(math.log(sigma), np.log(self.sigmas), np.arange(self.num_timesteps)))
+        logs = np.log(np.minimum(self.sigmas, LARGEST_SIGMA))
+        return float(np.interp(math.log(sigma), logs, np.arange(self.num_timesteps)))
 
     def level(self, timestep: float) -> tuple[float, float]:
         """Returns `(a, s)` of a timestep: `x = a * z + s * noise`."""

@@ -1,0 +1,98 @@
+"""Samplers of second order with two network calls, that is two rows, a step.
+
+`at` is the level of a step's first row and `to` the level that the step lands on; `base` is what
+the second row starts from.
+"""
+
+import math
+from itertools import pairwise
+from typing import Callable
+
+from kdiffusion.sampling.levels import Level, Levels, level_at_sigma
+from kdiffusion.sampling.one_step import ancestral, fall, move, predicted_noise
+from kdiffusion.sampling.rows import DENOISED, NOISE, Combination, Row, X, register
+
+BASE = register("base")
+Halves = tuple[tuple[Level, dict[str, Combination]], tuple[Level, dict[str, Combination]]]
+
+
+def heun(levels: Levels) -> list[Row]:
+    """Heun's method on the probability flow (Karras et al. 2022, algorithm 1 without churn)."""
+
+    def halves(at: Level, to: Level) -> Halves:
+        half = to.a * (to.sigma - at.sigma) / 2
+        base = (to.a / at.a) * X + half * predicted_noise(at)
+        return (
+            (at, {"x": move(X, at, to), "base": base}),
+            (to, {"x": BASE + half * predicted_noise(to)}),
+        )
+
+    return _rows(levels, halves)
+
+
+def dpm2(levels: Levels) -> list[Row]:
+    """Midpoint method, the middle taken in log(sigma) (DPM-Solver-2; k-diffusion)."""
+    return dpm2_a(levels, eta=0.0)
+
+
+def dpm2_a(levels: Levels, eta: float) -> list[Row]:
+    """Ancestral form of `dpm2` (k-diffusion): its step to below the next level, then noise."""
+
+    def halves(at: Level, to: Level) -> Halves:
+        up, down = ancestral(at.sigma, to.sigma, eta)
+        middle = level_at_sigma(levels.schedule, math.sqrt(at.sigma * down))
+        slope = to.a * (down - at.sigma) * predicted_noise(middle)
+        return (
+            (at, {"x": move(X, at, middle), "base": X}),
+            (middle, {"x": (to.a / at.a) * BASE + slope + to.a * up * NOISE}),
+        )
+
+    return _rows(levels, halves, eta)
+
+
+def dpmpp_2s_a(levels: Levels, eta: float) -> list[Row]:
+    """DPM-Solver++ (2S) (Lu et al. 2022b, algorithm 1), ancestral form (k-diffusion)."""
+
+    def halves(at: Level, to: Level) -> Halves:
+        _, down = ancestral(at.sigma, to.sigma, eta)
+        middle = level_at_sigma(levels.schedule, math.sqrt(at.sigma * down))
+        return (
+            (at, {"x": move(X, at, middle), "base": X}),
+            (middle, {"x": fall(BASE, at, to, eta)}),
+        )
+
+    return _rows(levels, halves, eta)
+
+
+def dpmpp_sde(levels: Levels, eta: float) -> list[Row]:
+    """Stochastic DPM-Solver++ of second order, middle at 1/2 (k-diffusion).
+
+    The method adds the increments of one Brownian path (in sigma) over two intervals that
+    overlap. Their correlation is written into the coefficients, so that both rows draw
+    independent noise.
+    """
+
+    def halves(at: Level, to: Level) -> Halves:
+        middle = level_at_sigma(levels.schedule, math.sqrt(at.sigma * to.sigma))
+        up, down = ancestral(at.sigma, to.sigma, eta)
+        shared = (at.sigma - middle.sigma) / (at.sigma - to.sigma)
+        base = (to.a * down / at.s) * X + to.a * up * math.sqrt(shared) * NOISE
+        fresh = to.a * up * math.sqrt(1.0 - shared) * NOISE
+        return (
+            (at, {"x": fall(X, at, middle, eta), "base": base}),
+            (middle, {"x": BASE + to.a * (1.0 - down / at.sigma) * DENOISED + fresh}),
+        )
+
+    return _rows(levels, halves, eta)
+
+
+def _rows(levels, halves: Callable[[Level, Level], Halves], eta=0.0):
+    rows = []
+    for step, (at, to) in enumerate(pairwise(levels.points)):
+        # Pure noise has no slope in sigma, and log(sigma) no middle between a level and the
+        # latents themselves or a level and itself.
+        if at.a == 0.0 or to.sigma in (0.0, at.sigma):
+            rows.append(Row(at, step, {"x": fall(X, at, to, eta)}))
+        else:
+            rows += [Row(level, step, registers) for level, registers in halves(at, to)]
+    return rows
