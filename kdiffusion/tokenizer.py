@@ -3,7 +3,7 @@
 Two stages, `clean` (repair, unescape, fold whitespace, lower) and the byte-pair encoding of words.
 Both equal OpenAI's (Radford et al. 2021; github.com/openai/CLIP, clip/simple_tokenizer.py) for
 every text. Transformers' tokenizer departs from it, hence from this one:
-- it neither repairs mojibake nor unescapes HTML;
+- it does not unescape HTML, nor repair mojibake (only version 4's slow form does);
 - it finds `<|endoftext|>` within a run of punctuation, OpenAI only at the start of a word;
 - it takes the pad token of the Stable Diffusion 2 folders, "!", for a special token wherever a
   prompt holds it: id 0, where OpenAI and OpenCLIP give 256;
@@ -121,46 +121,59 @@ class SimpleTokenizer:
         tokenizer = cls(
             trained, folder.merges, max_length=folder.max_length, unknown_id=folder.unknown_id
         )
-        tokenizer.add_tokens(folder.added)
+        try:
+            tokenizer.add_tokens(folder.added)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error} Rename one of them in its files.") from error
         tokenizer.pad_id = folder.pad_id  # which an added token may have
         return tokenizer
 
     @classmethod
-    def from_bpe(cls, path: str | os.PathLike, **options) -> "SimpleTokenizer":
+    def from_bpe(
+        cls,
+        path: str | os.PathLike,
+        *,
+        pad_id: int | None = None,
+        max_length: int = MAX_LENGTH,
+    ) -> "SimpleTokenizer":
         """Reads OpenAI's `bpe_simple_vocab_16e6.txt.gz`.
 
         Args:
             path: the file.
-            **options: `pad_id` and `max_length` of the constructor.
+            pad_id, max_length: as the constructor's.
 
         Raises:
             ValueError: the file is missing or malformed.
         """
         merges = files.read_bpe(path)
-        return cls(files.trained_ids(merges), merges, **options)
+        return cls(files.trained_ids(merges), merges, pad_id=pad_id, max_length=max_length)
 
     @classmethod
-    def byte_level(cls, **options) -> "SimpleTokenizer":
+    def byte_level(
+        cls, *, pad_id: int | None = None, max_length: int = MAX_LENGTH
+    ) -> "SimpleTokenizer":
         """The vocabulary without merges: 256 bytes, the same at a word's end, start and end ids.
 
         Args:
-            **options: `pad_id` and `max_length` of the constructor.
+            pad_id, max_length: as the constructor's.
         """
-        return cls(files.trained_ids(()), (), **options)
+        return cls(files.trained_ids(()), (), pad_id=pad_id, max_length=max_length)
 
     @classmethod
-    def default(cls, **options) -> "SimpleTokenizer":
+    def default(
+        cls, *, pad_id: int | None = None, max_length: int = MAX_LENGTH
+    ) -> "SimpleTokenizer":
         """CLIP's vocabulary from the file that `KDIFFUSION_CLIP_VOCAB` names, else downloaded once.
 
         The download goes to Keras's cache (`KERAS_HOME`) and is verified by its sha256.
 
         Args:
-            **options: `pad_id` and `max_length` of the constructor.
+            pad_id, max_length: as the constructor's.
 
         Raises:
             ValueError: the variable names no file, or the download failed.
         """
-        return cls.from_bpe(files.find_vocabulary(), **options)
+        return cls.from_bpe(files.find_vocabulary(), pad_id=pad_id, max_length=max_length)
 
     @property
     def vocab(self) -> list[str]:
@@ -294,10 +307,11 @@ class SimpleTokenizer:
             if token in (START, END):
                 content += token.encode()
             elif index >= len(self.decoder) - len(self._added):
-                content += f"{token} ".encode()
+                content += f"{token} ".encode(errors="replace")
             else:
                 symbols = token.removesuffix(WORD_END)
-                content += bytes(SYMBOL_BYTES[symbol] for symbol in symbols)
+                # Only an unknown token, such as "<unk>", has other symbols.
+                content += b"".join(SYMBOL_BYTES.get(symbol, b"?") for symbol in symbols)
                 content += b" " * (symbols != token)
         return content.decode("utf-8", errors="replace")
 

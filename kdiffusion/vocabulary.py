@@ -36,7 +36,7 @@ def _byte_symbols() -> dict[int, str]:
 
 # The printable character that stands for each byte (GPT-2; Radford et al. 2019), in id order.
 BYTE_SYMBOLS = _byte_symbols()
-SYMBOL_BYTES = {symbol: byte for byte, symbol in BYTE_SYMBOLS.items()}
+SYMBOL_BYTES = {symbol: bytes([byte]) for byte, symbol in BYTE_SYMBOLS.items()}
 ALPHABET = (*SYMBOL_BYTES, *(symbol + WORD_END for symbol in SYMBOL_BYTES))
 
 
@@ -57,7 +57,7 @@ class FolderVocabulary(NamedTuple):
 
 def trained_ids(merges: Sequence[tuple[str, str]]) -> dict[str, int]:
     """Numbers bytes, merged symbols and the two special tokens, as OpenAI's tokenizer does."""
-    tokens = [*ALPHABET, *(first + second for first, second in merges), START, END]
+    tokens = [*ALPHABET, *map("".join, merges), START, END]
     return {token: index for index, token in enumerate(tokens)}
 
 
@@ -117,7 +117,8 @@ def check_vocabulary(
             f"shared by: {_some(twice)}"
         )
     needed = [START, END, *(ALPHABET if needs_bytes else ())]
-    needed += [first + second for first, second in merges]
+    for first, second in merges:
+        needed += [first, second, first + second]
     if missing := [token for token in needed if token not in ids]:
         raise ValueError(f"the vocabulary lacks {_some(missing)}")
     if len(set(merges)) < len(merges):
@@ -185,8 +186,7 @@ def write_folder(folder: Path, vocabulary: FolderVocabulary) -> None:
         ("special_tokens_map.json", roles),
         ("tokenizer_config.json", settings | roles),
     ):
-        text = json.dumps(content, ensure_ascii=False, indent=2)
-        (folder / name).write_text(text + "\n", "utf-8", newline="\n")
+        (folder / name).write_text(json.dumps(content, indent=2) + "\n", "utf-8", newline="\n")
 
 
 def find_vocabulary() -> str:
@@ -239,13 +239,13 @@ def _read(path: Path, parse: Callable[[str], T], opener: Callable = open) -> T:
 def _parse_merges(text: str) -> Merges:
     lines = text.splitlines()
     first = 1 if lines and "#version" in lines[0] else 0
-    merges = []
-    for number, line in enumerate(lines[first:], first + 1):
-        left, _, right = line.partition(" ")
-        if not left or not right or " " in right:
-            raise ValueError(f"line {number} must be two symbols. Received: {line[:40]!r}")
-        merges.append((left, right))
-    return tuple(merges)
+    return tuple(_pair(line.split(" ")) for line in lines[first:])
+
+
+def _pair(symbols: Sequence[str]) -> tuple[str, str]:
+    if len(symbols) != 2 or not all(isinstance(symbol, str) and symbol for symbol in symbols):
+        raise ValueError(f"a merge must be two symbols. Received: {symbols!r:.60}")
+    return symbols[0], symbols[1]
 
 
 def _parse_object(text: str) -> dict[str, Any]:
@@ -262,23 +262,29 @@ def _parse_tokenizer(text: str) -> tuple[dict[str, int], Merges, dict[str, int]]
     if (kind := model.get("type", "BPE")) != "BPE":
         raise ValueError(f"`model.type` must be 'BPE', as CLIP's is. Received: {kind!r}")
     # tokenizers writes "a b" before version 0.20, ["a", "b"] since.
-    pairs = (pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"])
-    merges = tuple((first, second) for first, second in pairs)
-    listed = {token["content"]: token["id"] for token in content.get("added_tokens", ())}
-    return dict(model["vocab"]), merges, listed
+    merges = (pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"])
+    listed = {_content(token): token["id"] for token in content.get("added_tokens", ())}
+    return dict(model["vocab"]), tuple(_pair(pair) for pair in merges), listed
 
 
 def _parse_config(text: str) -> dict[str, Any]:
     """A tokenizer_config.json or special_tokens_map.json, its records of tokens made plain."""
     content = _parse_object(text)
-    if listed := content.get("added_tokens_decoder"):
+    if (listed := content.get("added_tokens_decoder")) is not None:
         content["added_tokens_decoder"] = {
-            token["content"]: int(index) for index, token in listed.items()
+            _content(token): int(index) for index, token in listed.items()
         }
     for role in ("pad_token", "unk_token"):
-        token = content.pop(role, None)
-        if token is not None:
-            content[role] = token["content"] if isinstance(token, dict) else str(token)
+        if (token := content.pop(role, None)) is not None:
+            content[role] = _content(token)
+    return content
+
+
+def _content(token: Any) -> str:
+    """A token, written plainly or as a record of the tokenizers library."""
+    content = token["content"] if isinstance(token, dict) else token
+    if not isinstance(content, str):
+        raise ValueError(f"a token must be a string. Received: {content!r:.40}")
     return content
 
 
@@ -302,9 +308,9 @@ def _folder_vocabulary(
     ids = trained | added
     pad_token, unknown = (settings.get(role, END) for role in ("pad_token", "unk_token"))
     check_vocabulary(ids, merges, needs_bytes=unknown not in trained)
-    made = {*ALPHABET, *(first + second for first, second in merges), START, END, unknown}
+    made = {START, END, unknown, pad_token, *ALPHABET, *map("".join, merges)}
     # A merges file that was cut would encode, to other ids than the model was trained with.
-    if unmade := [token for token in trained if token not in made and len(token) > 1]:
+    if unmade := [token for token in trained if token not in made]:
         raise ValueError(f"merges are missing: none makes {_some(unmade)}")
     if any(index < len(trained) for index in added.values()):
         raise ValueError("the ids of added tokens must follow those of the vocabulary")
