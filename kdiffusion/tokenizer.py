@@ -92,10 +92,10 @@ class SimpleTokenizer:
         self.max_length = max_length
         self.pad_id = self.end_of_text if pad_id is None else pad_id
         self.unknown_id = self.end_of_text if unknown_id is None else unknown_id
-        if self.pad_id not in self.decoder:
+        if not self.decoder.keys() >= {self.pad_id, self.unknown_id}:
             raise ValueError(
-                f"`pad_id` must be an id of the vocabulary, 0 to {len(self.encoder) - 1}. "
-                f"Received: {pad_id}"
+                f"`pad_id` and `unknown_id` must be ids of the vocabulary, 0 to "
+                f"{len(self.encoder) - 1}, or None. Received: {pad_id}, {unknown_id}"
             )
         self._ranks = {pair: rank for rank, pair in enumerate(self.merges)}
         self._cache: dict[str, Sequence[int]] = {}

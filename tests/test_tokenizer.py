@@ -238,7 +238,8 @@ def test_decode_takes_arrays_and_names_unknown_ids(tokenizer):
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"pad_id": 520}, "`pad_id` must be an id of the vocabulary, 0 to 519. Received: 520"),
+        ({"pad_id": 520}, "must be ids of the vocabulary, 0 to 519, .*Received: 520, None"),
+        ({"unknown_id": -1}, "must be ids of the vocabulary, 0 to 519, .*Received: None, -1"),
         ({"max_length": 1}, "`max_length` must be 2 or more.*Received: 1"),
     ],
 )
