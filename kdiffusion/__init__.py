@@ -16,7 +16,7 @@ _MODULES = {
     "Sampler": "kdiffusion.sampling.samplers",
     "Schedule": "kdiffusion.sampling.schedule",
     "SimpleTokenizer": "kdiffusion.tokenizer",
-    "Spacing": "kdiffusion.sampling.levels",
+    "Spacing": "kdiffusion.sampling.spacing",
     "StableDiffusion": "kdiffusion.stable_diffusion",
     "TextEncoder": "kdiffusion.models.text_encoder",
 }
@@ -29,9 +29,9 @@ if TYPE_CHECKING:  # the same names for type checkers and editors, which cannot 
     from kdiffusion.models.image_encoder import ImageEncoder as ImageEncoder
     from kdiffusion.models.text_encoder import TextEncoder as TextEncoder
     from kdiffusion.sampling.guidance import Guidance as Guidance
-    from kdiffusion.sampling.levels import Spacing as Spacing
     from kdiffusion.sampling.samplers import Sampler as Sampler
     from kdiffusion.sampling.schedule import Schedule as Schedule
+    from kdiffusion.sampling.spacing import Spacing as Spacing
     from kdiffusion.stable_diffusion import StableDiffusion as StableDiffusion
     from kdiffusion.tokenizer import SimpleTokenizer as SimpleTokenizer
 

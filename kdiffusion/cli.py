@@ -292,10 +292,11 @@ _OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
         },
         "--sampler": {
             "metavar": "NAME",
-            "help": "ddim, euler or dpmpp_2m (default: the model's own)",
+            "help": "ddim, euler_a, dpmpp_2m, unipc ...; an unknown name lists them (default: the "
+            "model's own)",
         },
         "--spacing": {
-            "help": "leading, trailing, linspace, karras, or a pair such as "
+            "help": "leading, trailing, linspace, karras, exponential, beta, or a pair such as "
             "leading+karras (default: the model's own)",
         },
         "--guidance-scale": {
