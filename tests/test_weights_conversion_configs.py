@@ -375,7 +375,7 @@ def test_projection():
         ("model_type", "bert"),
         ("architectures", ["BertModel"]),
         ("architectures", [{}]),
-        ("architectures", None),
+        ("architectures", ["CLIPTextModel", "CLIPTextModel"]),
         ("hidden_act", "gelu_new"),
         ("hidden_act", []),
         ("num_attention_heads", 7),
@@ -385,6 +385,12 @@ def test_projection():
 )
 def test_options_of_the_text_encoder_that_change_the_computation(key, value):
     assert f"{key} = " in reads(configs.text_encoder_fields, SD15_TEXT | {key: value})
+
+
+@pytest.mark.parametrize("silent", [{}, {"architectures": None}])
+def test_a_text_encoder_that_does_not_name_its_class(silent):
+    config = {key: value for key, value in SD15_TEXT.items() if key != "architectures"}
+    assert configs.text_encoder_fields(config | silent) == configs.text_encoder_fields(SD15_TEXT)
 
 
 def test_generation_settings_of_transformers_are_passed_over():

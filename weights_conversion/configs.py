@@ -279,7 +279,8 @@ def text_encoder_fields(config: Options) -> dict[str, Any]:
     model_type = config.get("model_type", "clip_text_model")
     if model_type != "clip_text_model":
         raise unsupported("model_type", model_type, "clip_text_model")
-    options = {"architectures": ["CLIPTextModel"], **_TEXT_DEFAULTS, **config}
+    options = {**_TEXT_DEFAULTS, **config}
+    options["architectures"] = options.get("architectures") or ["CLIPTextModel"]
     (architecture,) = names(options, "architectures", _TEXT_CLASSES, 1)
     width, num_heads = natural(options, "hidden_size"), natural(options, "num_attention_heads")
     if width % num_heads:

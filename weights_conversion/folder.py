@@ -144,7 +144,9 @@ def _open_shards(root: Path, index: Path) -> Checkpoint:
     if not isinstance(weight_map, dict) or not all(map(_is_text, weight_map.values())):
         raise CorruptCheckpoint(f"{index} has no weight_map from tensor names to file names.")
     if len(weight_map) > MAX_TENSORS:
-        raise CheckpointLimit(f"{index} lists {len(weight_map):,} tensors of {MAX_TENSORS:,}.")
+        raise CheckpointLimit(
+            f"{index} lists {len(weight_map):,} tensors, more than the {MAX_TENSORS:,} allowed."
+        )
     shards = {
         name: open_safetensors(_shard_path(root, index, name))
         for name in sorted(set(weight_map.values()))

@@ -1,11 +1,12 @@
 """Layouts: how a Keras variable is stored in a PyTorch checkpoint, and back.
 
-| layout    | Keras                | file                                                    |
-|-----------|----------------------|---------------------------------------------------------|
-| keep      | the same             | the same                                                |
-| dense     | (in, out)            | (out, in); read from 1×1 convolutions too               |
-| pointwise | (in, out)            | (out, in, 1, 1), a dense layer kept as a 1×1 convolution |
-| conv      | (height, width, in, out) | (out, in, height, width)                            |
+| layout    | Keras                    | file                                            |
+|-----------|--------------------------|-------------------------------------------------|
+| keep      | any                      | the same                                        |
+| dense     | (in, out)                | (out, in); 1×1 convolutions are read too        |
+| pointwise | (in, out)                | (out, in, 1, 1), a dense layer stored as a      |
+|           |                          | 1×1 convolution; linear layers are read too     |
+| conv      | (height, width, in, out) | (out, in, height, width)                        |
 
 `dense[1]` and `keep[1]` are the second of three arrays stacked on the file's first axis: OpenCLIP
 stores query, key and value so. Nothing here copies: the results are views where NumPy allows.
