@@ -172,8 +172,9 @@ def test_readme_example_runs_as_written(tmp_path, monkeypatch):
     assert (tmp_path / "lighthouse.png").stat().st_size > 100
 
 
-def test_architecture_names_every_room():
+@pytest.mark.parametrize("package", ["kdiffusion", "weights_conversion"])
+def test_architecture_names_every_room(package):
     text = (ROOT / "ARCHITECTURE.md").read_text("utf-8")
-    rooms = [path for path in (ROOT / "kdiffusion").iterdir() if not path.name.startswith("_")]
+    rooms = [path for path in (ROOT / package).iterdir() if not path.name.startswith("_")]
     rooms = [path for path in rooms if path.is_dir() or path.suffix == ".py"]
-    assert [path.stem for path in rooms if path.stem not in text] == []
+    assert [path.stem for path in rooms if not re.search(rf"\b{path.stem}\b", text)] == []
