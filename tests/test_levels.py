@@ -83,7 +83,7 @@ def test_denoised_coefficients_give_the_latents(prediction):
 def test_whole_timesteps():
     assert timesteps(4, "ddim") == [751, 501, 251, 1]
     assert timesteps(4, "ddim", timesteps="trailing") == [999, 749, 499, 249]
-    assert timesteps(4, "ddim", timesteps="linspace") == [999, 666, 333, 0]
+    assert timesteps(5, "ddim", timesteps="linspace") == [999, 749, 500, 250, 0]
     assert timesteps(3, "ddim", steps_offset=0) == [666, 333, 0]
 
 

@@ -29,6 +29,19 @@ def test_cpu_noise_of_few_values():
     np.testing.assert_allclose(stream.normal((2,)), [0.5684313, -1.0845224], rtol=0, atol=1e-6)
 
 
+def test_cpu_noise_draws_the_last_16_values_anew():
+    # torch.manual_seed(0); torch.randn(18): the first two are those of the block of 16.
+    values = noise_stream(0).normal((18,))
+    expected = [-1.1258398, -1.1523602, 0.5666506, 0.7935084, 0.9318266, 1.2590092]
+    np.testing.assert_allclose(values[[0, 1, 2, 3, 16, 17]], expected, rtol=0, atol=1e-6)
+
+
+def test_cuda_noise_of_a_zero_word_is_finite(monkeypatch):
+    zeros = np.zeros(2, np.uint32)
+    monkeypatch.setattr("kdiffusion.noise._philox", lambda counter, key: (zeros,) * 4)
+    assert np.isfinite(noise_stream(0, "cuda").normal((2,))).all()
+
+
 def test_cuda_noise_is_the_published_philox():
     values = noise_stream(0, "cuda").normal((3, 4))
     np.testing.assert_allclose(values, PHILOX_SEED_0, rtol=0, atol=1e-6)

@@ -83,6 +83,17 @@ def test_dpmpp_2m_by_hand():
     np.testing.assert_allclose([table.next[1, 0, 5], table.next[1, 0, 1]], expected)
 
 
+def test_pndm_repeats_its_first_step_with_the_mean_of_its_ends():
+    table = make_table("pndm", EPSILON, 4, Spacing())
+    first, again = table.next[0, 0], table.next[1, 0]
+    assert table.timesteps.tolist() == [751, 501, 501, 251, 1]
+    assert table.steps.tolist() == [0, 0, 1, 2, 3]
+    # The outputs at both ends have half the weight that the one had; x is where it started from.
+    halves = sorted(again[np.flatnonzero(again)])[:2]
+    np.testing.assert_allclose(halves, first[6] / 2)
+    assert first[0] == pytest.approx(again.max()) and again[0] == 0
+
+
 def tabulate_points(name, points, schedule=EPSILON, **options):
     levels = Levels(tuple(points), 1000, schedule, Spacing(lower_order_final=False), 1.0)
     rows_of = SAMPLERS[name].rows

@@ -37,7 +37,7 @@ def dpmpp_2m(levels: Levels) -> list[Row]:
 
 
 def dpmpp_2m_sde(levels: Levels, eta: float) -> list[Row]:
-    """Stochastic DPM-Solver++ (2M), midpoint form (Lu et al. 2022b, appendix; k-diffusion)."""
+    """Stochastic DPM-Solver++ (2M), midpoint form (Lu et al. 2022b; k-diffusion)."""
     (earlier,), rows = _memories("denoised", 1), []
     for step, at, to, past in _walk(levels):
         x, shrink = _exponential_step(at, to, eta)
@@ -86,7 +86,7 @@ def lms(levels: Levels, order: int) -> list[Row]:
 
 
 def deis(levels: Levels, order: int) -> list[Row]:
-    """DEIS, log(rho) form (Zhang & Chen 2023, section 3.2): polynomial in log(sigma)."""
+    """DEIS, its log(rho) form (Zhang & Chen 2023): polynomials in log(sigma)."""
 
     def weights(at: Level, to: Level, past: Sequence[Level]) -> Sequence[float]:
         # Integrals of log(sigma / at.sigma)**k over sigma, for k = 1 and 2.
@@ -105,7 +105,7 @@ def deis(levels: Levels, order: int) -> list[Row]:
 
 
 def ipndm(levels: Levels, order: int) -> list[Row]:
-    """Improved PNDM (Zhang & Chen 2023, appendix): Adams-Bashforth as if sigmas were even."""
+    """Improved PNDM (Zhang & Chen 2023): Adams-Bashforth as if sigmas were even."""
 
     def weights(at: Level, to: Level, past: Sequence[Level]) -> Sequence[float]:
         constants = ADAMS_BASHFORTH[len(past) + 1][1:]
@@ -118,7 +118,7 @@ def ipndm(levels: Levels, order: int) -> list[Row]:
 
 
 def pndm(levels: Levels) -> list[Row]:
-    """PNDM by linear multistep alone, "PLMS" (Liu et al. 2022, eq. 9 and 12; CompVis).
+    """PNDM by linear multistep alone, "PLMS" (Liu et al. 2022, eq. 9; CompVis).
 
     It remembers raw outputs of the network. The second row repeats the first step with the mean of
     the outputs at its two ends.
@@ -140,7 +140,7 @@ def pndm(levels: Levels) -> list[Row]:
 
 
 def unipc(levels: Levels, order: int) -> list[Row]:
-    """UniPC with B2(h), predicting the latents (Zhao et al. 2023, algorithms 5 and 6).
+    """UniPC with B2(h), predicting the latents (Zhao et al. 2023).
 
     The correction of a step needs the network's call at its end, so it is made in the next row,
     on the way to that row's own prediction; the uncorrected `x` is only what the network sees.
@@ -178,7 +178,7 @@ def _order(levels, step, at, to, past, order):
     if to.sigma in (0.0, at.sigma):
         return 1
     if levels.spacing.lower_order_final and levels.num_steps < 15:
-        # Lu et al. 2022b: few steps end stably only in first order.
+        # Few long steps end stably only in low order (Lu et al. 2022b).
         order = min(order, len(levels.points) - 1 - step)
     return min(order, len(past) + 1)
 
@@ -251,7 +251,7 @@ def _ratios(at, to, past):
 def _multistep_move(y, at, to, denoised, others):
     """Moves `y` along a polynomial through `denoised` and the (place, value) pairs of `others`.
 
-    Zhao et al. 2023, eq. 3 with B(h) = exp(h) - 1; places count from `at` in steps.
+    Zhao et al. 2023 with B(h) = exp(h) - 1; places count from `at` in steps of log(sigma).
     """
     x = move(y, at, to, denoised)
     weights = _unipc_weights(at, to, [place for place, _ in others])
@@ -262,7 +262,7 @@ def _multistep_move(y, at, to, denoised, others):
 
 def _unipc_weights(at, to, places):
     if len(places) < 2:
-        # The limit of a small step (Zhao et al. 2023, appendix), finite for a step of any length.
+        # The limit of a small step, which the paper takes for every step, is finite for any.
         return [0.5] * len(places)
     step = -_log_ratio(at, to)
     moments, moment, factorial = [], math.expm1(step) / step - 1.0, 1

@@ -13,8 +13,8 @@ from kdiffusion.sampling.rows import DENOISED, NOISE, Combination, Row, X
 def move(y: Combination, at: Level, to: Level, denoised: Combination = DENOISED) -> Combination:
     """Moves `y` to the next level, exactly if the denoised latents stay what they are.
 
-    The same step is DDIM (Song et al. 2021, eq. 12, eta = 0), Euler's method in sigma (Karras et
-    al. 2022, algorithm 1) and DPM-Solver++ of order 1 (Lu et al. 2022b, eq. 8).
+    The same step is DDIM (Song et al. 2021a, eq. 12, eta = 0), Euler's method in sigma (Karras et
+    al. 2022, algorithm 1, line 5) and DPM-Solver++ of order 1 (Lu et al. 2022b).
     """
     return (to.s / at.s) * y + approach(at, to) * denoised
 
@@ -32,7 +32,7 @@ def predicted_noise(at: Level) -> Combination:
 def ancestral(sigma: float, sigma_to: float, eta: float) -> tuple[float, float]:
     """Returns the sigma of the fresh noise of a step and the sigma to fall to before it is added.
 
-    DDIM's eq. 16 (Song et al. 2021) written in sigma.
+    DDIM's eq. 16 (Song et al. 2021a) written in sigma.
     """
     up = eta * sigma_to * math.sqrt(1.0 - (sigma_to / sigma) ** 2)
     # sqrt(sigma_to**2 - up**2) without its cancellation at eta = 1.
@@ -47,7 +47,7 @@ def fall(y: Combination, at: Level, to: Level, eta: float) -> Combination:
 
 
 def ddim(levels: Levels, eta: float) -> list[Row]:
-    """DDIM (Song et al. 2021, eq. 12): eta 0 is deterministic, 1 is DDPM."""
+    """DDIM (Song et al. 2021a, eq. 12): eta 0 is deterministic, 1 is DDPM."""
     return [
         Row(at, step, {"x": fall(X, at, to, eta)})
         for step, (at, to) in enumerate(pairwise(levels.points))
@@ -60,7 +60,7 @@ def ddpm(levels: Levels) -> list[Row]:
 
 
 def euler(levels: Levels) -> list[Row]:
-    """Euler's method on the probability flow (Karras et al. 2022, algorithm 1 without churn)."""
+    """Euler's method on the probability flow (Karras et al. 2022, algorithm 1, lines 4 and 5)."""
     return ddim(levels, eta=0.0)
 
 
@@ -70,7 +70,7 @@ def euler_a(levels: Levels, eta: float) -> list[Row]:
 
 
 def lcm(levels: Levels) -> list[Row]:
-    """Multistep sampling of a latent consistency model (Luo et al. 2023, algorithm 3)."""
+    """Multistep sampling of a latent consistency model (Luo et al. 2023)."""
     rows = []
     for step, (at, to) in enumerate(pairwise(levels.points)):
         # The boundary condition of consistency models (Song et al. 2023, appendix C) with
@@ -85,8 +85,7 @@ def lcm(levels: Levels) -> list[Row]:
 def tcd(levels: Levels, eta: float) -> list[Row]:
     """Strategic stochastic sampling of a trajectory consistency model (Zheng et al. 2024).
 
-    Its gamma is `eta`: the share of the way to each level that is gone beyond it and back, up by
-    fresh noise (algorithm 4).
+    Its gamma is `eta`: how far below the next timestep a step goes before fresh noise lifts it.
     """
     rows = []
     for step, (at, to) in enumerate(pairwise(levels.points)):

@@ -105,7 +105,7 @@ def spread_sigmas(spacing: Spacing, sigma_max: float, sigma_min: float, count: i
     return sigma_min + _beta_quantiles(1.0 - ramp) * (sigma_max - sigma_min)
 
 
-# Both parameters of the beta distribution (Lee et al. 2024, "Beta Sampling is All You Need").
+# Both parameters of the beta distribution (Lee et al. 2024).
 _BETA = 0.6
 
 

@@ -17,7 +17,7 @@ Halves = tuple[tuple[Level, dict[str, Combination]], tuple[Level, dict[str, Comb
 
 
 def heun(levels: Levels) -> list[Row]:
-    """Heun's method on the probability flow (Karras et al. 2022, algorithm 1 without churn)."""
+    """Heun's method on the probability flow (Karras et al. 2022, algorithm 1)."""
 
     def halves(at: Level, to: Level) -> Halves:
         half = to.a * (to.sigma - at.sigma) / 2
@@ -31,7 +31,7 @@ def heun(levels: Levels) -> list[Row]:
 
 
 def dpm2(levels: Levels) -> list[Row]:
-    """Midpoint method, the middle taken in log(sigma) (DPM-Solver-2; k-diffusion)."""
+    """Midpoint method, the middle taken in log(sigma) (k-diffusion, after Lu et al. 2022a)."""
     return dpm2_a(levels, eta=0.0)
 
 
