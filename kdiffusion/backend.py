@@ -144,13 +144,17 @@ def from_numpy(array: np.ndarray) -> Any:
     Args:
         array: contiguous array, made by `aligned_array`; any other is copied.
     """
-    if array.dtype == ml_dtypes.bfloat16 or array.size == 0:
-        # NumPy exports no bfloat16; an empty array has no memory to take over.
-        return keras.ops.convert_to_tensor(array, dtype=array.dtype.name)
     if name() == "jax":
         import jax
 
-        return jax.dlpack.from_dlpack(array)
+        # Not by DLPack, whose arrays are committed to their device: a compiled function is
+        # compiled once more when one of its arguments is.
+        return jax.device_put(array, may_alias=True)
     import tensorflow as tf
 
+    if array.size == 0:
+        return tf.convert_to_tensor(array)
+    if array.dtype == ml_dtypes.bfloat16:
+        # NumPy exports no bfloat16.
+        return tf.bitcast(from_numpy(array.view(np.uint16)), tf.bfloat16)
     return tf.experimental.dlpack.from_dlpack(array.__dlpack__())

@@ -140,7 +140,7 @@ def sample(
                 denoised = ops.convert_to_numpy(state["denoised"])
                 if on_step(Step(int(steps[stop - 1]) + 1, num_steps, denoised)) is False:
                     return denoised
-    return ops.convert_to_numpy(registers[0])
+    return ops.convert_to_numpy(registers)[0]
 
 
 def _block(rows: Rows, first, streams, shape):

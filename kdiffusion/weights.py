@@ -153,6 +153,9 @@ class FolderSource:
     def sampling(self):
         settings = dict(self._scheduler()["sampling"])
         sampler = settings.pop("sampler")
+        # Stable Diffusion was trained for an offset of 1, and diffusers' pipeline insists on it
+        # whatever the file says: early files were written with 0.
+        settings["steps_offset"] = 1
         return sampler, Spacing(
             timesteps=settings.pop("timestep_spacing"),
             sigmas=settings.pop("sigma_spacing"),
@@ -311,27 +314,19 @@ def save(
     cells = [side // downsampling for side in size]
     settings = {"schedule": fields(schedule), "sampling": _sampling_fields(*sampling)}
     component_configs = {
+        "text_encoder": configs.text_encoder_config(records["text_encoder"]),
         "unet": configs.diffusion_model_config(
             records["unet"], cells[0] if cells[0] == cells[1] else cells
         ),
         "vae": configs.autoencoder_config(records["vae"], max(size)),
-        "text_encoder": configs.text_encoder_config(records["text_encoder"]),
-        "scheduler": schedulers.scheduler_config(settings),
     }
+    scheduler = schedulers.scheduler_config(settings)
     with folder.staged(path) as stage:
         for component, config in component_configs.items():
-            folder.write_component(stage, component, config, tensors.get(component))
+            folder.write_component(stage, component, config, tensors[component])
+        folder.write_scheduler(stage, scheduler)
         tokenizer.save(stage / "tokenizer")
-        folder.write_index(
-            stage,
-            {
-                "unet": ("diffusers", "UNet2DConditionModel"),
-                "vae": ("diffusers", "AutoencoderKL"),
-                "text_encoder": ("transformers", "CLIPTextModel"),
-                "tokenizer": ("transformers", "CLIPTokenizer"),
-                "scheduler": ("diffusers", component_configs["scheduler"]["_class_name"]),
-            },
-        )
+        folder.write_index(stage)
 
 
 def _sampling_fields(sampler, spacing):
