@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from kdiffusion.sampling.levels import make_levels
+from kdiffusion.sampling.samplers import Sampler, default_spacing
 from kdiffusion.sampling.schedule import Schedule
 from kdiffusion.sampling.spacing import Spacing, spread_sigmas
 
@@ -227,3 +228,9 @@ def test_errors_say_what_came_and_what_to_do(make, message):
 
 def test_all_steps_of_the_schedule():
     assert timesteps(1000, "ddim", timesteps="trailing") == list(range(999, -1, -1))
+
+
+def test_default_spacing_drops_what_a_sampler_cannot_take():
+    karras = Spacing(sigmas="karras")
+    assert default_spacing("ddim", karras) == Spacing()
+    assert default_spacing(Sampler("euler"), karras) == karras

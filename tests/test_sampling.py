@@ -391,12 +391,6 @@ def test_errors_say_what_came_and_what_to_do(make, message):
         make()
 
 
-def test_default_spacing_drops_what_a_sampler_cannot_take():
-    karras = Spacing(sigmas="karras")
-    assert default_spacing("ddim", karras) == Spacing()
-    assert default_spacing(Sampler("euler"), karras) == karras
-
-
 @pytest.mark.parametrize(
     "module", [schedule, spacing, levels_module, rows, samplers, one_step, noise]
 )
