@@ -6,39 +6,60 @@
 """
 
 import argparse
+import os
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import NamedTuple
 
-# script: arguments of its short form, None if it has none
-COMMANDS = {
-    "installation.py": (),
-    "newcomer.py": None,
-}
+HERE = Path(__file__).parent
+
+
+class Command(NamedTuple):
+    """A script, the Keras backends it is run on, and its short form's arguments if it has one."""
+
+    script: str
+    backends: tuple[str, ...] = ("tensorflow",)
+    short: tuple[str, ...] | None = ()
+
+
+BOTH = ("tensorflow", "jax")
+
+COMMANDS = (
+    Command("sampler_parity.py"),
+    Command("installation.py"),
+    Command("newcomer.py", short=None),
+)
 
 
 def main():
     parser = argparse.ArgumentParser(description="Run the acceptance commands.")
     parser.add_argument("--short", action="store_true", help="only those that take minutes")
     short = parser.parse_args().short
-    chosen = {
-        script: (arguments if short else ())
-        for script, arguments in COMMANDS.items()
-        if arguments is not None or not short
-    }
-    failed = [script for script, arguments in chosen.items() if not passes(script, arguments)]
-    for script in failed:
-        print(f"FAILED {script}")
-    print(f"{len(chosen) - len(failed)} passed, {len(failed)} failed")
+    runs = [
+        (command.script, backend, command.short if short else ())
+        for command in COMMANDS
+        for backend in command.backends
+        if not short or command.short is not None
+    ]
+    failed = [run for run in runs if not passes(*run)]
+    for script, backend, _ in failed:
+        print(f"FAILED {script} on {backend}")
+    print(f"{len(runs) - len(failed)} passed, {len(failed)} failed")
     sys.exit(bool(failed))
 
 
-def passes(script, arguments):
-    print(f"== {script}", *arguments, flush=True)
+def passes(script, backend, arguments):
+    name = " ".join((script, *arguments, "on", backend))
+    print(f"== {name}", flush=True)
     start = time.monotonic()
-    code = subprocess.run([sys.executable, Path(__file__).with_name(script), *arguments]).returncode
-    print(f"== {script}: exit code {code}, {time.monotonic() - start:.0f} s\n", flush=True)
+    path = os.pathsep.join(filter(None, (str(HERE.parents[1]), os.environ.get("PYTHONPATH"))))
+    code = subprocess.run(
+        [sys.executable, HERE / script, *arguments],
+        env=os.environ | {"KERAS_BACKEND": backend, "PYTHONPATH": path},
+    ).returncode
+    print(f"== {name}: exit code {code}, {time.monotonic() - start:.0f} s\n", flush=True)
     return code == 0
 
 
