@@ -27,6 +27,9 @@ class Command(NamedTuple):
 BOTH = ("tensorflow", "jax")
 
 COMMANDS = (
+    Command("programs.py"),
+    Command("dtypes.py", BOTH),
+    Command("seeds.py", BOTH),
     Command("sampler_parity.py"),
     Command("installation.py"),
     Command("newcomer.py", short=None),
