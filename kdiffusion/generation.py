@@ -12,8 +12,20 @@ from keras import ops
 from kdiffusion import backend
 from kdiffusion.noise import NoiseStream
 from kdiffusion.sampling import loop
-from kdiffusion.sampling.guidance import classifier_free
+from kdiffusion.sampling.guidance import Guidance, classifier_free
 from kdiffusion.sampling.table import NUM_REGISTERS, Rows, Table, pack
+
+
+class State(NamedTuple):
+    """All that a run needs to go on where it was stopped, besides its own settings.
+
+    Args:
+        row: int, how many network calls are done.
+        registers: (5, batch, height, width, channels) float32, the sampler's memory.
+    """
+
+    row: int
+    registers: np.ndarray
 
 
 class Step(NamedTuple):
@@ -23,11 +35,36 @@ class Step(NamedTuple):
         step: int, how many steps are done, from 1.
         num_steps: int, how many there will be.
         denoised: (batch, height, width, channels) float32, the current estimate of the latents.
+        state: `State`, to be given back as `resume`.
     """
 
     step: int
     num_steps: int
     denoised: np.ndarray
+    state: State
+
+
+class Run(NamedTuple):
+    """A batch of images to be drawn.
+
+    Args:
+        tables: one `Table` for each image.
+        latents: (batch, height, width, channels) float32, x at the first row.
+        inputs: dictionary of the network's other inputs, and of those of `denoise`.
+        guided_inputs: the same for a guided network call, with the negative half of the batch
+            first; the guidance scale is not among them.
+        scales: (batch,) float, guidance scales; at most 1 is off.
+        guidance: `Guidance`.
+        streams: one noise stream for each image; rows that need fresh noise draw from it.
+    """
+
+    tables: Sequence[Table]
+    latents: np.ndarray
+    inputs: dict[str, np.ndarray]
+    guided_inputs: dict[str, np.ndarray]
+    scales: np.ndarray
+    guidance: Guidance
+    streams: Sequence[NoiseStream]
 
 
 class Program:
@@ -45,7 +82,7 @@ class Program:
         self._function = function
         self._jit_compile = jit_compile
         self._compiled: dict[Any, Callable] = {}
-        self._model = None
+        self._model: Any = None
 
     def __call__(self, model: keras.Model, *tensors):
         self._model = model
@@ -66,17 +103,28 @@ def denoise(model, registers, block, start, stop, inputs):
     Args:
         model: network that maps `latents`, `timestep` and further inputs to a prediction.
         registers, block, start, stop: see `sampling.loop.run`.
-        inputs: dictionary of the network's other inputs. `guidance_scale` and
-            `guidance_rescale`, (batch,) float32, ask for classifier-free guidance: the other
-            inputs then hold the negative half of the batch first. `conditioning` is joined to
-            the latents as further channels.
+        inputs: dictionary of the network's other inputs, and of
+            `conditioning`, joined to the latents as further channels;
+            `guidance_scale` and `guidance_rescale`, (batch,), for classifier-free guidance: the
+            network's inputs then hold the negative half of the batch first;
+            `mask`, `known` and `known_noise` to keep latents where the mask is 0: after each row
+            they are noised to its level, always with the same noise (Lugmayr et al. 2022, eq. 8).
 
     Returns:
         See `sampling.loop.run`.
     """
     inputs = dict(inputs)
-    scale, rescale = inputs.pop("guidance_scale", None), inputs.pop("guidance_rescale", None)
-    conditioning = inputs.pop("conditioning", None)
+    scale, rescale, conditioning, mask, known, known_noise = (
+        inputs.pop(name, None)
+        for name in (
+            "guidance_scale",
+            "guidance_rescale",
+            "conditioning",
+            "mask",
+            "known",
+            "known_noise",
+        )
+    )
 
     def predict(x, timestep):
         if conditioning is not None:
@@ -84,73 +132,129 @@ def denoise(model, registers, block, start, stop, inputs):
         outputs = model({"latents": x, "timestep": timestep, **inputs})
         return ops.cast(outputs, "float32")
 
+    def keep_known(x, a, s):
+        return mask * x + (1.0 - mask) * (a * known + s * known_noise)
+
     if scale is not None:
         predict = classifier_free(predict, scale, rescale)
-    return loop.run(predict, registers, block, start, stop)
+    constrain = None if mask is None else keep_known
+    return loop.run(predict, registers, block, start, stop, constrain)
 
 
 def sample(
     program: Program,
     model: keras.Model,
-    tables: Sequence[Table],
-    latents: np.ndarray,
-    inputs: dict[str, np.ndarray],
-    streams: Sequence[NoiseStream],
+    run: Run,
     on_step: Callable[[Step], Any] | None = None,
+    resume: State | None = None,
 ) -> np.ndarray:
     """Denoise a batch of latents.
+
+    While somebody watches, or on a CPU, rows are handed over one at a time, so that progress is
+    true and Ctrl-C answers within one network call.
 
     Args:
         program: the `Program` of `denoise`.
         model: the network.
-        tables: one table for each image.
-        latents: (batch, height, width, channels) float32, x at the first row.
-        inputs: the network's other inputs, see `denoise`.
-        streams: one noise stream for each image; rows that need fresh noise draw from it.
-        on_step: called after each step; `False` as an answer stops the run. While it is given,
-            or on a CPU, rows are handed over one at a time, so that progress is true and Ctrl-C
-            answers within one network call.
+        run: `Run`.
+        on_step: called with a `Step` after each step; `False` as an answer stops the run.
+        resume: the `State` of an earlier, interrupted call with the same run.
 
     Returns:
         (batch, height, width, channels) float32: the final latents, or the latest estimate of
         them if the run was stopped.
 
     Raises:
-        ValueError: If latents become NaN or infinite.
+        ValueError: If latents become NaN or infinite, or `resume` does not fit.
     """
-    rows = pack(tables, loop.BLOCK)
-    last = max(len(table.timesteps) for table in tables)
+    rows = _land_on_latents(pack(run.tables, loop.BLOCK))
+    last = max(len(table.timesteps) for table in run.tables)
     steps = rows.steps.max(axis=1)
-    num_steps = int(steps.max()) + 1
-    stride = 1 if on_step or not backend.on_accelerator() else loop.BLOCK
-    inputs = {name: ops.convert_to_tensor(value, "float32") for name, value in inputs.items()}
-    registers = np.zeros((NUM_REGISTERS, *latents.shape), np.float32)
-    registers[0] = latents
-    registers = ops.convert_to_tensor(registers)
-    for first in range(0, last, loop.BLOCK):
-        block = _block(rows, first, streams, latents.shape)
-        for row in range(first, min(first + loop.BLOCK, last), stride):
-            stop = min(row + stride, last)
-            start_stop = (ops.convert_to_tensor(i - first, "int32") for i in (row, stop))
-            state = program(model, registers, block, *start_stop, inputs)
-            registers = state["registers"]
-            _check_finite(state["finite"], stop, last)
-            step_ends = stop == last or steps[stop] != steps[stop - 1]
-            if on_step and step_ends:
-                denoised = ops.convert_to_numpy(state["denoised"])
-                if on_step(Step(int(steps[stop - 1]) + 1, num_steps, denoised)) is False:
-                    return denoised
+    scales = run.guidance.row_scales(rows.steps, run.scales)
+    state = resume or _start(run.latents)
+    _check_state(state, run.latents.shape, last)
+    plain, guided = (
+        {name: ops.convert_to_tensor(value, "float32") for name, value in inputs.items()}
+        for inputs in (run.inputs, run.guided_inputs)
+    )
+    registers = ops.convert_to_tensor(state.registers)
+    block, first = None, -1
+    for row, stop in _segments(scales, state.row, last, watched=on_step is not None):
+        if block is None or row - row % loop.BLOCK != first:
+            block, first = _block(rows, run, first, row - row % loop.BLOCK)
+        inputs = plain
+        if scales[row].max() > 1.0:
+            inputs = {**guided, "guidance_scale": ops.convert_to_tensor(scales[row])}
+        bounds = (ops.convert_to_tensor(i - first, "int32") for i in (row, stop))
+        outputs = program(model, registers, block, *bounds, inputs)
+        registers = outputs["registers"]
+        _check_finite(outputs["finite"], stop, last)
+        if on_step and (stop == last or steps[stop] != steps[stop - 1]):
+            denoised = ops.convert_to_numpy(outputs["denoised"])
+            state = State(stop, ops.convert_to_numpy(registers))
+            if on_step(Step(int(steps[stop - 1]) + 1, int(steps.max()) + 1, denoised, state)) is False:
+                return denoised
     return ops.convert_to_numpy(registers)[0]
 
 
-def _block(rows: Rows, first, streams, shape):
-    """Rows `first` and following as tensors, with the noise that they draw from each stream."""
-    window = slice(first, first + loop.BLOCK)
+def _start(latents):
+    registers = np.zeros((NUM_REGISTERS, *latents.shape), np.float32)
+    registers[0] = latents
+    return State(0, registers)
+
+
+def _land_on_latents(rows: Rows) -> Rows:
+    """The rows with the last landing of each image on the latents themselves.
+
+    What is known of a picture ends as it is known, also where the sampler ends on the level of
+    timestep 0.
+    """
+    done = np.concatenate([rows.steps[1:], np.full_like(rows.steps[:1], -1)]) < 0
+    landing = np.where(done[..., None], np.float32([1.0, 0.0]), rows.landing)
+    return rows._replace(landing=landing)
+
+
+def _segments(scales, first, last, watched):
+    """Ranges of rows that go to the device in one call: of one block and one guidance scale."""
+    single = watched or not backend.on_accelerator()
+    row = first
+    while row < last:
+        stop = row + 1
+        while (
+            not single
+            and stop < last
+            and stop % loop.BLOCK
+            and np.array_equal(scales[stop], scales[row])
+        ):
+            stop += 1
+        yield row, stop
+        row = stop
+
+
+def _block(rows: Rows, run: Run, previous: int, first: int):
+    """The block that starts at row `first`, with its noise; the streams are at `previous`' end."""
+    shape = run.latents.shape
+    # A resumed run passes over the noise of the blocks that it has behind it.
+    drawn = 0 if previous < 0 else previous + loop.BLOCK
     noise = np.zeros((loop.BLOCK, *shape), np.float32)
-    for row, image in zip(*np.nonzero(rows.draws_noise[window])):
-        noise[row, image] = streams[image].draw(*shape[1:])
-    arrays = rows.timesteps[window], rows.prediction[window], rows.next[window], noise
-    return loop.Block(*(ops.convert_to_tensor(array) for array in arrays))
+    for row, image in zip(*np.nonzero(rows.draws_noise[drawn : first + loop.BLOCK])):
+        values = run.streams[image].draw(*shape[1:])
+        if row + drawn >= first:
+            noise[row + drawn - first, image] = values
+    window = slice(first, first + loop.BLOCK)
+    arrays = (rows.timesteps, rows.prediction, rows.next, rows.landing)
+    tensors = (ops.convert_to_tensor(a) for a in (*(array[window] for array in arrays), noise))
+    return loop.Block(*tensors), first
+
+
+def _check_state(state, shape, last):
+    shape = (NUM_REGISTERS, *shape)
+    if np.shape(state.registers) != shape or not 0 <= state.row <= last:
+        raise ValueError(
+            f"`resume` must be the state of a run with the same settings: registers of shape "
+            f"{shape} and at most {last} rows. Received: registers of shape "
+            f"{np.shape(state.registers)} at row {state.row}"
+        )
 
 
 def _check_finite(finite, row, last):

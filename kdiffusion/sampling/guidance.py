@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from keras import ops
 
 Predict = Callable[[Any, Any], Any]
@@ -23,24 +24,47 @@ class Guidance:
     Args:
         rescale: float in [0, 1], how far the guided prediction is brought back to the standard
             deviation of the text-conditional one (Lin et al. 2023, eq. 15 and 16); 0 is off.
+        interval: pair of shares of the run, `0 <= start < stop <= 1`. Steps outside are not
+            guided and take half the time (Kynkäänniemi et al. 2024).
 
     Raises:
-        ValueError: If `rescale` is out of range.
+        ValueError: If a value is out of range.
 
     Example:
 
     ```python
-    model.text_to_image("a lighthouse", guidance=Guidance(rescale=0.7))
+    model.text_to_image("a lighthouse", guidance=Guidance(rescale=0.7, interval=(0.1, 0.8)))
     ```
     """
 
     rescale: float = 0.0
+    interval: tuple[float, float] = (0.0, 1.0)
 
     def __post_init__(self):
+        object.__setattr__(self, "interval", tuple(self.interval))
         if not 0.0 <= self.rescale <= 1.0:
             raise ValueError(
                 f"`rescale` must be between 0 (off) and 1. Received: rescale={self.rescale!r}"
             )
+        if len(self.interval) != 2 or not 0.0 <= self.interval[0] < self.interval[1] <= 1.0:
+            raise ValueError(
+                "`interval` must be two shares of the run, 0 <= start < stop <= 1. "
+                f"Received: interval={self.interval!r}"
+            )
+
+    def row_scales(self, steps: np.ndarray, scales: np.ndarray) -> np.ndarray:
+        """The guidance scale of every row and image; 1, which is off, outside the interval.
+
+        Args:
+            steps: (rows, batch) int, the step that each row belongs to, -1 where an image is done.
+            scales: (batch,) float, the guidance scale of each image.
+
+        Returns:
+            (rows, batch) float32.
+        """
+        share = steps / (steps.max(axis=0) + 1)
+        start, stop = self.interval
+        return np.where((share >= start) & (share < stop), scales, 1.0).astype(np.float32)
 
 
 def classifier_free(predict: Predict, scale: Any, rescale: Any) -> Predict:

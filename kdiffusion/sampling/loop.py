@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from keras import ops
@@ -20,16 +21,25 @@ class Block(NamedTuple):
         timesteps: (BLOCK, batch) float32.
         prediction: (BLOCK, batch, 2) float32, `[skip, out]`.
         next: (BLOCK, batch, 5, 8) float32.
+        landing: (BLOCK, batch, 2) float32, `[a, s]` of x after the row.
         noise: (BLOCK, batch, height, width, channels) float32, unit normal.
     """
 
     timesteps: Any
     prediction: Any
     next: Any
+    landing: Any
     noise: Any
 
 
-def run(predict: Predict, registers: Any, block: Block, start: Any, stop: Any) -> dict[str, Any]:
+def run(
+    predict: Predict,
+    registers: Any,
+    block: Block,
+    start: Any,
+    stop: Any,
+    constrain: Callable[[Any, Any, Any], Any] | None = None,
+) -> dict[str, Any]:
     """Runs rows `start` to `stop` of a block, one network call each.
 
     Args:
@@ -39,6 +49,8 @@ def run(predict: Predict, registers: Any, block: Block, start: Any, stop: Any) -
         block: Block.
         start: int32 scalar, first row.
         stop: int32 scalar, one past the last row.
+        constrain: function `(x, a, s) -> x` of x after each row, with its level per image, or
+            `None`.
 
     Returns:
         Dictionary of `registers`; `denoised`, the estimate of the latents at the last row; and
@@ -53,12 +65,13 @@ def run(predict: Predict, registers: Any, block: Block, start: Any, stop: Any) -
         output = predict(x, block.timesteps[row])
         skip, out = (_per_image(values) for values in ops.unstack(block.prediction[row], axis=-1))
         denoised = skip * x + out * output
-        sources = ops.concatenate(
-            [registers, ops.stack([denoised, output, block.noise[row]])]
-        )
+        sources = ops.concatenate([registers, ops.stack([denoised, output, block.noise[row]])])
         matrix = ops.transpose(block.next[row], (1, 2, 0))[..., None, None, None]
         # Multiplied and summed element by element: a matrix product could be rounded to TF32.
         registers = ops.sum(matrix * sources[None], axis=1)
+        if constrain is not None:
+            a, s = (_per_image(values) for values in ops.unstack(block.landing[row], axis=-1))
+            registers = ops.concatenate([constrain(registers[0], a, s)[None], registers[1:]])
         return row + 1, registers, denoised
 
     _, registers, denoised = ops.while_loop(

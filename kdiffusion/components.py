@@ -1,0 +1,211 @@
+"""The parts of a latent diffusion model and what each does alone: encode text, encode, decode."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from kdiffusion import backend, generation, images, weights
+from kdiffusion.generation import Program
+from kdiffusion.noise import NoiseStream, noise_stream
+from kdiffusion.sampling.schedule import Schedule
+from kdiffusion.tokenizer import SimpleTokenizer
+
+
+class Component:
+    """An attribute that holds a network: loaded at first use, replaced by assignment.
+
+    The network itself lives in the private attribute of the same name, as in KerasCV.
+
+    Args:
+        kind: str, a name in `weights.MODELS`.
+        doc: str, what it is.
+    """
+
+    def __init__(self, kind: str, doc: str):
+        self.kind = kind
+        self.__doc__ = doc
+
+    def __set_name__(self, owner, name):
+        self.attribute = f"_{name}"
+
+    def __get__(self, instance, owner=None):
+        if instance is None:
+            return self
+        if getattr(instance, self.attribute) is None:
+            model = instance._source.model(self.kind, instance.dtype_policy)
+            setattr(instance, self.attribute, model)
+        return getattr(instance, self.attribute)
+
+    def __set__(self, instance, model):
+        setattr(instance, self.attribute, model)
+
+
+class Components:
+    """Text encoder, image encoder, diffusion model, decoder and tokenizer, loaded lazily.
+
+    Args:
+        preset: where they come from, see `weights.open_source`.
+        jit_compile: `True`, `False` or `"auto"`.
+        dtype: Keras dtype policy of all networks, or `None` for the global one.
+    """
+
+    text_encoder = Component("text_encoder", "Tokens to text states, see `TextEncoder`.")
+    image_encoder = Component("image_encoder", "Pictures to latents, see `ImageEncoder`.")
+    diffusion_model = Component("diffusion_model", "The U-Net, see `DiffusionModel`.")
+    decoder = Component("image_decoder", "Latents to pictures, see `ImageDecoder`.")
+
+    def __init__(self, preset: str | os.PathLike, jit_compile: bool | str, dtype: Any):
+        self.preset = preset
+        self.dtype_policy = keras.dtype_policies.get(dtype or keras.config.dtype_policy())
+        backend.check_dtype(self.dtype_policy.compute_dtype)
+        self.jit_compile = backend.use_jit(jit_compile, self.dtype_policy.compute_dtype)
+        self._opened_source: weights.Source | None = None
+        self._text_encoder: Any = None
+        self._image_encoder: Any = None
+        self._diffusion_model: Any = None
+        self._decoder: Any = None
+        self._tokenizer: SimpleTokenizer | None = None
+        self._schedule: Schedule | None = None
+        self._encode_text_program = Program(_encode_text, self.jit_compile)
+        self._encode_image_program = Program(_encode_image, self.jit_compile)
+        self._denoise_program = Program(generation.denoise, self.jit_compile)
+        self._decode_program = Program(_decode, self.jit_compile)
+
+    @property
+    def _source(self) -> weights.Source:
+        if self._opened_source is None:
+            self._opened_source = weights.open_source(self.preset)
+        return self._opened_source
+
+    @property
+    def tokenizer(self) -> SimpleTokenizer:
+        """Texts to tokens; may be replaced by assignment."""
+        if self._tokenizer is None:
+            self._tokenizer = self._source.tokenizer()
+        return self._tokenizer
+
+    @tokenizer.setter
+    def tokenizer(self, tokenizer):
+        self._tokenizer = tokenizer
+
+    @property
+    def schedule(self) -> Schedule:
+        """The schedule that the diffusion model was trained with."""
+        if self._schedule is None:
+            self._schedule = self._source.schedule()
+        return self._schedule
+
+    def encode_text(self, prompt: str | Sequence[str]) -> np.ndarray:
+        """Encode texts for `generate_image`.
+
+        Args:
+            prompt: str, or a list of n texts.
+
+        Returns:
+            (n, 77, width) float32; n is 1 for a single text.
+
+        Raises:
+            ValueError: If there is no text.
+        """
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        if not prompts:
+            raise ValueError("`prompt` must be a text or a list of texts. Received: an empty list")
+        tokens = ops.convert_to_tensor(self.tokenizer.rows(prompts), "int32")
+        return ops.convert_to_numpy(self._encode_text_program(self.text_encoder, tokens))
+
+    def encode_image(
+        self,
+        image: Any,
+        height: int | None = None,
+        width: int | None = None,
+        *,
+        seed: int | None = None,
+    ) -> np.ndarray:
+        """Encode pictures as latents.
+
+        Args:
+            image: a PIL image, the path of a file, an array, or a list of these, see
+                `images.to_model`.
+            height: int, in pixels, a multiple of 8; `None` for the picture's own.
+            width: int, in pixels, a multiple of 8; `None` for the picture's own.
+            seed: int, draws a sample of the latents' distribution; `None` gives its mean.
+
+        Returns:
+            (batch, height / 8, width / 8, 4) float32.
+
+        Raises:
+            ValueError: If something is no picture.
+        """
+        multiple = self.decoder.architecture.downsampling
+        pictures = images.to_model(image, height, width, multiple)
+        streams = None
+        if seed is not None:
+            streams = [noise_stream(seed + i) for i in range(len(pictures))]
+        return self._encode_pictures(pictures, streams)
+
+    def decode(self, latents: Any) -> np.ndarray:
+        """Turn latents into pictures, one after the other.
+
+        Args:
+            latents: (batch, height, width, 4) float32, as the diffusion model makes them.
+
+        Returns:
+            (batch, 8 * height, 8 * width, 3) uint8.
+
+        Raises:
+            ValueError: If a picture is not finite, also after a half-precision decoder was tried
+                once more in float32.
+        """
+        latents = np.asarray(latents, np.float32)
+        pictures = [self._decode_one(self.decoder, latents[i : i + 1]) for i in range(len(latents))]
+        return images.to_uint8(np.concatenate(pictures))
+
+    def _encode_pictures(self, pictures, streams: Sequence[NoiseStream] | None):
+        """Latents of pictures in [-1, 1], one after the other; samples where there are streams."""
+        latents = []
+        for index in range(len(pictures)):
+            picture = ops.convert_to_tensor(pictures[index : index + 1])
+            distribution = self._encode_image_program(self.image_encoder, picture)
+            latents.append(ops.convert_to_numpy(distribution["mean"]))
+            if streams is not None:
+                deviation = np.exp(0.5 * ops.convert_to_numpy(distribution["logvar"]))
+                latents[-1] = latents[-1] + deviation * streams[index].draw(*deviation.shape[1:])
+        return np.concatenate(latents)
+
+    def _decode_one(self, decoder, latents):
+        latents_in = ops.convert_to_tensor(latents)
+        picture = ops.convert_to_numpy(self._decode_program(decoder, latents_in))
+        if np.isfinite(picture).all():
+            return picture
+        if decoder.compute_dtype == "float32":
+            raise ValueError(
+                "The decoded picture is NaN or infinite. Check the latents and the weights of "
+                "the decoder."
+            )
+        warnings.warn(
+            f"The decoder's picture in {decoder.compute_dtype} is NaN or infinite; it is decoded "
+            "again in float32.",
+            stacklevel=4,
+        )
+        exact = type(decoder)(decoder.architecture, initialize=False, dtype="float32")
+        weights.assign(exact, weights.arrays_of(decoder).items())
+        return self._decode_one(exact, latents)
+
+
+def _encode_text(model, tokens):
+    return ops.cast(model(tokens)["context"], "float32")
+
+
+def _encode_image(model, pictures):
+    return model(pictures)
+
+
+def _decode(model, latents):
+    return ops.cast(model(latents), "float32")

@@ -1,0 +1,171 @@
+"""Sources of weights: folders, the hub's names, random numbers."""
+
+import json
+
+import numpy as np
+import pytest
+from keras import ops
+
+from kdiffusion import StableDiffusion, presets, weights
+from kdiffusion.weights import FolderSource, RandomSource, open_source
+
+
+@pytest.fixture(scope="module")
+def folder(tiny, tmp_path_factory):
+    path = tmp_path_factory.mktemp("saved") / "tiny"
+    tiny.save(path)
+    return path
+
+
+def draw(model):
+    return model.text_to_image("a red circle", num_steps=3, seed=42, verbose=0)
+
+
+def test_a_saved_folder_draws_the_same_picture(tiny, folder):
+    model = StableDiffusion.from_preset(folder, jit_compile=False)
+    assert (model.img_height, model.img_width) == (64, 64)
+    np.testing.assert_array_equal(draw(model), draw(tiny))
+
+
+def test_a_saved_folder_has_diffusers_layout(folder):
+    index = json.loads((folder / "model_index.json").read_text())
+    assert index["_class_name"] == "StableDiffusionPipeline"
+    assert index["unet"] == ["diffusers", "UNet2DConditionModel"]
+    names = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
+    assert {
+        "unet/diffusion_pytorch_model.safetensors",
+        "vae/diffusion_pytorch_model.safetensors",
+        "text_encoder/model.safetensors",
+        "scheduler/scheduler_config.json",
+        "tokenizer/vocab.json",
+    } <= names
+
+
+def test_saving_does_not_overwrite(tiny, folder):
+    before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    with pytest.raises(ValueError, match="exists"):
+        tiny.save(folder)
+    assert before == {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.mark.parametrize("kind", weights.MODELS)
+def test_half_weights_are_the_rounded_ones(folder, kind):
+    exact = weights.arrays_of(FolderSource(folder).model(kind, "float32"))
+    half = weights.arrays_of(FolderSource(folder).model(kind, "bfloat16"))
+    assert exact.keys() == half.keys()
+    for path, value in half.items():
+        rounded = np.asarray(exact[path], value.dtype)
+        np.testing.assert_array_equal(value.astype("float32"), rounded.astype("float32"))
+
+
+@pytest.mark.parametrize("change", ["missing", "extra", "shape"])
+def test_a_model_is_loaded_whole_or_not_at_all(change):
+    model = RandomSource().model("image_decoder", "float32")
+    arrays = weights.arrays_of(model)
+    if change == "missing":
+        arrays.pop("conv_in/kernel")
+    elif change == "extra":
+        arrays["conv_in/other"] = np.zeros(3)
+    else:
+        arrays["conv_in/kernel"] = arrays["conv_in/kernel"][:1]
+    with pytest.raises(ValueError, match="conv_in"):
+        weights.assign(model, arrays.items())
+
+
+def test_random_weights_are_the_same_everywhere():
+    """Pinned, so that a picture of random-tiny means the same on every machine and version."""
+    kernel = weights.arrays_of(RandomSource().model("diffusion_model", "float32"))["conv_in/kernel"]
+    np.testing.assert_allclose(kernel[0, 0, 0, :3], PINNED, rtol=1e-6)
+
+
+PINNED = [0.11580702, -0.27592111, -0.20240355]
+
+
+def test_presets_are_data():
+    for name, preset in presets.PRESETS.items():
+        assert preset.repository.count("/") == 1
+        assert (preset.height, preset.width) in ((512, 512), (768, 768))
+        assert preset.licence and preset.source, name
+
+
+@pytest.mark.parametrize("preset", ["stable-diffusion-9", "no/such/folder", "hf:/x", ""])
+def test_an_unknown_preset_lists_the_known_ones(preset):
+    with pytest.raises(ValueError, match="random-tiny, stable-diffusion-2"):
+        open_source(preset)
+
+
+@pytest.mark.parametrize(
+    "preset, repository, revision",
+    [
+        ("stable-diffusion-v1-5", "stable-diffusion-v1-5/stable-diffusion-v1-5", None),
+        ("hf://someone/something", "someone/something", None),
+        ("hf://someone/something@main", "someone/something", "main"),
+    ],
+)
+def test_hub_addresses(monkeypatch, folder, preset, repository, revision):
+    asked = []
+    monkeypatch.setattr(
+        weights, "_download", lambda repo, rev=None: asked.append((repo, rev)) or folder
+    )
+    source = open_source(preset)
+    assert asked == [(repository, revision)]
+    assert source.height == (512 if preset == "stable-diffusion-v1-5" else 64)
+
+
+def test_only_the_files_that_are_needed_are_asked_for(monkeypatch):
+    import fnmatch
+
+    import huggingface_hub
+
+    patterns = []
+    monkeypatch.setattr(
+        huggingface_hub,
+        "snapshot_download",
+        lambda repo, revision, allow_patterns: patterns.extend(allow_patterns) or "there",
+    )
+    assert weights._download("a/b") == "there"
+
+    def wanted(name):
+        return any(fnmatch.fnmatch(name, pattern) for pattern in patterns)
+
+    for name in (
+        "unet/diffusion_pytorch_model.safetensors",
+        "unet/diffusion_pytorch_model-00001-of-00002.safetensors",
+        "text_encoder/model.safetensors",
+        "tokenizer/merges.txt",
+        "model_index.json",
+    ):
+        assert wanted(name), name
+    for name in (
+        "v1-5-pruned.safetensors",
+        "unet/diffusion_pytorch_model.bin",
+        "unet/diffusion_pytorch_model.fp16.safetensors",
+        "safety_checker/model.safetensors",
+    ):
+        assert not wanted(name), name
+
+
+def test_steps_start_at_one_whatever_an_early_file_says(folder, tmp_path):
+    path = tmp_path / "early"
+    path.mkdir()
+    for part in folder.iterdir():
+        (path / part.name).symlink_to(part)
+    (path / "scheduler").unlink()
+    (path / "scheduler").mkdir()
+    config = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
+    config["steps_offset"] = 0
+    (path / "scheduler" / "scheduler_config.json").write_text(json.dumps(config))
+    assert FolderSource(path).sampling()[1].steps_offset == 1
+
+
+def test_tensors_take_over_aligned_memory():
+    from kdiffusion import backend
+
+    for dtype in ("float32", "float16", "bfloat16", "int32"):
+        array = backend.aligned_array((3, 5), dtype)
+        assert array.ctypes.data % 64 == 0
+        array[...] = np.arange(15).reshape(3, 5)
+        tensor = backend.from_numpy(array)
+        assert ops.convert_to_numpy(ops.cast(tensor, "float32")).tolist() == (
+            np.arange(15).reshape(3, 5).tolist()
+        )
