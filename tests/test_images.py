@@ -1,0 +1,578 @@
+"""Pictures, masks and previews: one row of a table for each mode, dtype and fault."""
+
+import io
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image, ImageCms
+
+from kdiffusion import images
+
+COLOURS = np.array([[255, 0, 0], [0, 255, 0], [0, 0, 255], [200, 100, 50]], np.uint8)
+SOFT = COLOURS // 4 + 96
+GREYS = np.array([0, 64, 128, 255], np.uint8)
+
+
+def in_blocks(colours):
+    """Two by two blocks of 8 x 8 pixels."""
+    return np.asarray(colours).reshape(2, 2, -1).repeat(8, axis=0).repeat(8, axis=1)
+
+
+def blocks(batch):
+    """The colours of the blocks, which must be uniform, as levels from 0 to 255."""
+    assert batch.dtype == np.float32
+    assert batch.shape == (1, 16, 16, 3)
+    colours = batch[0, ::8, ::8]
+    np.testing.assert_array_equal(colours.repeat(8, axis=0).repeat(8, axis=1), batch[0])
+    return (colours.reshape(4, 3) + 1.0) * 127.5
+
+
+def grey(levels):
+    return np.repeat(np.asarray(levels, np.float64)[:, None], 3, axis=1)
+
+
+def one_channel(levels, dtype=np.uint8):
+    return Image.fromarray(in_blocks(levels)[..., 0].astype(dtype))
+
+
+RGB = Image.fromarray(in_blocks(COLOURS))
+L = Image.fromarray(in_blocks(GREYS)[..., 0])
+ALPHA = one_channel([255, 0, 255, 128])
+RGBA = Image.merge("RGBA", (*RGB.split(), ALPHA))
+RGBA_COLOURS = [[255, 0, 0], [255, 255, 255], [0, 0, 255], [227, 177, 152]]
+RGBA_EXACT = [*RGBA_COLOURS[:3], (128.0 * COLOURS[3] + 127.0 * 255.0) / 255.0]
+LA_COLOURS = grey([0, 255, 128, 255])
+SIXTEEN = in_blocks([0, 65535, 12345, 40000])[..., 0].astype(np.uint16)
+SIXTEEN_COLOURS = grey([0, 255, 12345 / 257, 40000 / 257])
+
+
+def with_alpha(image):
+    image.putalpha(ALPHA)
+    return image
+
+
+def with_transparent_index():
+    image = RGB.quantize(4)
+    image.info["transparency"] = image.getpixel((8, 0))
+    return image
+
+
+MODES = {
+    "1": (L.point(lambda level: 255 * (level > 100)).convert("1"), grey([0, 0, 255, 255]), 0),
+    "L": (L, grey(GREYS), 0),
+    "LA": (Image.merge("LA", (L, ALPHA)), LA_COLOURS, 0),
+    "La": (Image.merge("LA", (L, ALPHA)).convert("La"), LA_COLOURS, 1),
+    "P": (RGB.quantize(4), COLOURS, 0),
+    "P with transparency": (
+        with_transparent_index(),
+        [[255, 0, 0], [255, 255, 255], [0, 0, 255], [200, 100, 50]],
+        0,
+    ),
+    "PA": (with_alpha(RGB.quantize(4)), RGBA_COLOURS, 0),
+    "RGB": (RGB, COLOURS, 0),
+    "RGBX": (RGB.convert("RGBX"), COLOURS, 0),
+    "RGBA": (RGBA, RGBA_COLOURS, 0),
+    "RGBa": (RGBA.convert("RGBa"), RGBA_COLOURS, 1),
+    "CMYK": (RGB.convert("CMYK"), COLOURS, 0),
+    "YCbCr": (RGB.convert("YCbCr"), COLOURS, 2),
+    "LAB": (Image.fromarray(in_blocks(SOFT)).convert("LAB"), SOFT, 3),
+    "HSV": (RGB.convert("HSV"), COLOURS, 2),
+    "I": (Image.fromarray(SIXTEEN.astype(np.int32)), SIXTEEN_COLOURS, 0),
+    "I;16": (Image.fromarray(SIXTEEN), SIXTEEN_COLOURS, 0),
+    "I;16B": (Image.frombytes("I;16B", (16, 16), SIXTEEN.astype(">u2")), SIXTEEN_COLOURS, 0),
+    "F": (one_channel([0, 1, 0.25, 0.5], np.float32),
+          grey([0, 255, 63.75, 127.5]), 0),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_mode(mode):
+    image, colours, tolerance = MODES[mode]
+    assert image.mode == mode.split()[0]
+    before = image.tobytes()
+    found = blocks(images.to_model(image))
+    np.testing.assert_allclose(found, colours, rtol=0, atol=tolerance + 1e-4)
+    assert image.tobytes() == before
+
+
+ARRAYS = {
+    "uint8, two axes": (in_blocks(GREYS)[..., 0], grey(GREYS)),
+    "uint8, one channel": (in_blocks(GREYS), grey(GREYS)),
+    "uint8, three channels": (in_blocks(COLOURS), COLOURS),
+    "uint8, four channels": (np.asarray(RGBA), RGBA_COLOURS),
+    "uint8, batch": (in_blocks(COLOURS)[None], COLOURS),
+    "bool": (in_blocks([False, True, True, False]), grey([0, 255, 255, 0])),
+    "int64": (in_blocks(COLOURS).astype(np.int64), COLOURS),
+    "uint16": (SIXTEEN, SIXTEEN_COLOURS),
+    "uint16, big endian": (SIXTEEN.astype(">u2"), SIXTEEN_COLOURS),
+    "float16": (in_blocks([0.0, 1.0, 0.25, 0.5]).astype(np.float16), grey([0, 255, 63.75, 127.5])),
+    "float32": (in_blocks(COLOURS / np.float32(255)), COLOURS),
+    "float64": (in_blocks(COLOURS / 255.0), COLOURS),
+    "float, four channels": (np.asarray(RGBA) / 255.0, RGBA_EXACT),
+    "float, rounding outside": (in_blocks([-0.001, 1.001, 0.0, 1.0]), grey([0, 255, 0, 255])),
+    "not contiguous": (in_blocks(COLOURS)[::-1], COLOURS[[2, 3, 0, 1]]),
+}
+
+
+@pytest.mark.parametrize("case", ARRAYS)
+def test_array(case):
+    array, colours = ARRAYS[case]
+    np.testing.assert_allclose(blocks(images.to_model(array)), colours, rtol=0, atol=1e-4)
+
+
+SQUARE = np.zeros((8, 8, 3), np.float32)
+FAULTS = {
+    "nothing": (None, "path of a file, an array or a list of these. Received: NoneType"),
+    "empty list": ([], "at least one picture"),
+    "list in a list": ([[SQUARE]], r"`image\[0\]` must be .* Received: list"),
+    "second of a list": ([SQUARE, 3], r"`image\[1\]` must be"),
+    "bytes": (b"\x89PNG", "Received: bytes"),
+    "NaN": (SQUARE * np.nan, "must be finite"),
+    "infinite": (SQUARE + np.inf, "must be finite"),
+    "floats to 255": (SQUARE + 255, r"from 0 to 1\. .* from 255 to 255\. Use `array / 255`"),
+    "floats from -1": (SQUARE - 1, r"from -1 to -1\. Use `array / 2 \+ 0.5`"),
+    "mode F to 255": (L.convert("F"), r"Use `array / 255`"),
+    "mode I of 8 bits": (L.convert("I"), r"from 0 to 255\. Use `convert\('L'\)`"),
+    "mode I below 0": (Image.new("I", (8, 8), -1), "from -1 to -1"),
+    "mode I over 16 bits": (Image.new("I", (8, 8), 65536), "from 65536 to"),
+    "int64 over 8 bits": (np.full((8, 8), 256), r"from 0 to 255\. .* `astype\('uint16'\)`"),
+    "int64 below 0": (np.full((8, 8), -1), "from -1 to -1"),
+    "complex": (np.zeros((8, 8), complex), "dtype complex128"),
+    "text": (np.array([["a"]]), "dtype <U1"),
+    "objects": (np.array([[None]]), "dtype object"),
+    "channels first": (np.zeros((3, 8, 9)), r"use `np.moveaxis\(array, -3, -1\)`"),
+    "batch with channels first": (np.zeros((2, 3, 8, 9)), r"np.moveaxis\(array, -3, -1\)"),
+    "grey batch": (np.zeros((2, 8, 9)), r"shape \(2, 8, 9\)\. Use `array\[..., None\]`"),
+    "latents with five channels": (np.zeros((8, 8, 5)), "with 1, 3 or 4 channels"),
+    "one axis": (np.zeros(8), r"shape \(8,\)"),
+    "no axis": (np.float32(1), r"shape \(\)"),
+    "five axes": (np.zeros((1, 1, 8, 8, 3)), r"shape \(1, 1, 8, 8, 3\)"),
+    "no rows": (np.zeros((0, 8, 3)), "It is empty"),
+    "no pictures": (np.zeros((0, 8, 8, 3)), "It is empty"),
+    "no pixels": (Image.new("RGB", (0, 8)), "It is empty"),
+    "no pixels, mode I": (Image.new("I", (0, 8)), "It is empty"),
+    "array too large": (np.broadcast_to(np.uint8(0), (8001, 8000)), "at most 64 megapixels"),
+    "image too large": (Image.new("1", (8001, 8000)), "8000 x 8001 pixels"),
+    "several sizes": ([SQUARE, np.zeros((8, 16))], "need `height` and `width`"),
+}
+
+
+@pytest.mark.parametrize("case", FAULTS)
+def test_fault(case):
+    image, message = FAULTS[case]
+    with pytest.raises(ValueError, match=message):
+        images.to_model(image)
+
+
+@pytest.mark.parametrize("size", [(12, 8), (8, 12), (0, 8), (-8, 8), (8.5, 8), (True, 8)])
+def test_sizes_are_not_rounded(size):
+    with pytest.raises(ValueError, match="positive multiple of 8"):
+        images.to_model(L, *size)
+
+
+def test_size_too_large():
+    with pytest.raises(ValueError, match="at most 64 megapixels"):
+        images.to_model(L, 8008, 8000)
+
+
+@pytest.mark.parametrize(
+    "shape, size, expected",
+    [
+        ((1, 1), {}, (8, 8)),
+        ((1, 8000), {}, (8, 8000)),
+        ((23, 17), {}, (16, 16)),
+        ((23, 17), {"multiple": 4}, (20, 16)),
+        ((23, 17), {"height": 64}, (64, 16)),
+        ((23, 17), {"width": 64}, (16, 64)),
+        ((23, 17), {"height": 8, "width": 24}, (8, 24)),
+    ],
+)
+def test_size(shape, size, expected):
+    batch = images.to_model(np.full(shape, 77), **size)
+    assert batch.shape == (1, *expected, 3)
+    np.testing.assert_allclose(batch, 77 / 127.5 - 1.0, rtol=0, atol=1e-6)
+
+
+def test_a_list_is_a_batch():
+    grey_array = np.asarray(L.resize((24, 8)))
+    batch = images.to_model([RGB, grey_array, np.stack([in_blocks(COLOURS)] * 2)], 16, 16)
+    assert batch.shape == (4, 16, 16, 3)
+    np.testing.assert_array_equal(batch[2:], batch[:1].repeat(2, axis=0))
+    np.testing.assert_array_equal(batch[1:2], images.to_model(grey_array, 16, 16))
+
+
+def test_resizing_of_floats_is_that_of_bytes():
+    array = np.random.RandomState(0).randint(64, 192, (40, 50, 3)).astype(np.uint8)
+    exact, rounded = images.to_model(array / 255.0, 64, 24), images.to_model(array, 64, 24)
+    np.testing.assert_allclose(exact, rounded, rtol=0, atol=1.5 / 127.5)
+
+
+def test_resizing_of_floats_stays_in_range():
+    batch = images.to_model(np.tile([[0.0, 0.0, 1.0, 1.0]], (8, 4)), 64, 64)
+    assert batch.min() == -1.0 and batch.max() == 1.0
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation(orientation, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / "turned.png"
+    RGB.save(path, exif=exif)
+    # By the EXIF standard, what 1 to 8 ask for.
+    turns = [
+        lambda a: a,
+        lambda a: a[:, ::-1],
+        lambda a: a[::-1, ::-1],
+        lambda a: a[::-1],
+        lambda a: a.swapaxes(0, 1),
+        lambda a: np.rot90(a, -1),
+        lambda a: a[::-1, ::-1].swapaxes(0, 1),
+        lambda a: np.rot90(a),
+    ]
+    expected = turns[orientation - 1](in_blocks(COLOURS))
+    for image in (path, Image.open(path)):
+        batch = images.to_model(image)
+        np.testing.assert_array_equal(batch[0], expected / np.float32(127.5) - 1.0)
+
+
+def test_first_frame_of_a_file_and_present_frame_of_an_image(tmp_path):
+    frames = [Image.new("L", (8, 8), level) for level in (255, 0, 128)]
+    frames[0].save(tmp_path / "moving.gif", save_all=True, append_images=frames[1:])
+    assert images.to_model(tmp_path / "moving.gif").mean() == 1.0
+    with Image.open(tmp_path / "moving.gif") as image:
+        image.seek(1)
+        assert images.to_model(image).mean() == -1.0
+        assert image.tell() == 1
+
+
+def a_profile(kind):
+    """A profile of another gamut: sRGB's with the columns of red and blue exchanged."""
+    data = ImageCms.ImageCmsProfile(ImageCms.createProfile(kind)).tobytes()
+    return data.replace(b"rXYZ", b"tmpX").replace(b"bXYZ", b"rXYZ").replace(b"tmpX", b"bXYZ")
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
+def test_colour_profile_is_heeded(mode):
+    image = RGB.convert(mode)
+    image.info["icc_profile"] = a_profile("sRGB").replace(b"s\0R\0G\0B", b"o\0R\0G\0B")
+    expected = COLOURS[:, ::-1]
+    np.testing.assert_allclose(blocks(images.to_model(image)), expected, rtol=0, atol=2)
+
+
+@pytest.mark.parametrize("profile", [b"nonsense", a_profile("sRGB")])
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK", "RGBA"])
+def test_colour_profile_of_srgb_or_none_is_left(profile, mode):
+    image = RGB.convert(mode)
+    expected = images.to_model(image)
+    image.info["icc_profile"] = profile
+    np.testing.assert_array_equal(images.to_model(image), expected)
+
+
+def png():
+    buffer = io.BytesIO()
+    noise = np.random.RandomState(0).randint(0, 256, (64, 64, 3), np.uint8)
+    Image.fromarray(noise).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def huge_png():
+    """A header that promises 40,000 x 40,000 pixels."""
+    header = b"IHDR" + (40_000).to_bytes(4, "big") * 2 + png()[24:29]
+    return png()[:12] + header + zlib.crc32(header).to_bytes(4, "big") + png()[33:]
+
+
+def saved(kind, **options):
+    buffer = io.BytesIO()
+    RGB.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+FILES = {
+    "empty": (b"", "file is empty"),
+    "page.png": (b"<!DOCTYPE html><html>", "web page"),
+    "page2.png": (b"\n <HTML><body>", "web page"),
+    "drawing.png": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "SVG"),
+    "drawing2.png": (b"<?xml version='1.0'?><svg/>", "SVG"),
+    "figure.png": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n", "PostScript"),
+    "paper.png": (b"%PDF-1.7", "PDF"),
+    "pointer.png": (b"version https://git-lfs.github.com/spec/v1\noid sha256:", "git lfs pull"),
+    "noise.png": (b"\x93\x11\x84\x05" * 64, "of an unknown kind"),
+    "header.png": (png()[:20], "of an unknown kind"),
+    "cut.png": (png()[:-2000], "damaged.* cut short"),
+    "cut.jpg": (saved("JPEG")[:-100], "damaged.* cut short"),
+    "flipped.png": (png().replace(b"IDAT", b"IDAT\0\0\0\0"), "damaged.* cut short"),
+    "checksum.png": (png()[:29] + b"\0\0\0\0" + png()[33:], "cannot be opened"),
+    "huge.png": (huge_png(), "pixels. Make it smaller"),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_file_that_cannot_be_read(name, tmp_path):
+    data, message = FILES[name]
+    path = tmp_path / name
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=message) as error:
+        images.to_model([path])
+    assert name in str(error.value)
+    assert "`image[0]`" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "path, message",
+    [
+        ("https://example.org/cat.png", "Addresses are not opened"),
+        ("FILE:///etc/passwd", "Addresses are not opened"),
+        ("data:image/png;base64," + "A" * 10**6, "Addresses are not opened"),
+        ("missing.png", "is not a file. Check the path"),
+        ("nul\0.png", "is not a file"),
+        (".", "is not a file"),
+        ("/dev/zero", "is not a file"),
+    ],
+)
+def test_path_that_is_no_file(path, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=message) as error:
+        images.to_model(path)
+    assert len(str(error.value)) < 500
+
+
+@pytest.mark.parametrize("kind", ["PNG", "BMP", "GIF", "TIFF", "PPM", "TGA", "WEBP", "JPEG2000"])
+def test_file_format(kind, tmp_path):
+    path = tmp_path / "picture"
+    path.write_bytes(saved(kind, **({"lossless": True} if kind == "WEBP" else {})))
+    for given in (path, str(path)):
+        np.testing.assert_allclose(blocks(images.to_model(given)), COLOURS, rtol=0, atol=1e-4)
+
+
+def test_jpeg(tmp_path):
+    (tmp_path / "picture.jpg").write_bytes(saved("JPEG", quality=100, subsampling=0))
+    batch = images.to_model(tmp_path / "picture.jpg")
+    np.testing.assert_allclose(batch[0], in_blocks(COLOURS) / 127.5 - 1, rtol=0, atol=4 / 127.5)
+
+
+def test_truncated_image_that_was_opened_lazily():
+    with Image.open(io.BytesIO(png()[:-2000])) as image:
+        with pytest.raises(ValueError, match="`image` cannot be decoded.*cut short"):
+            images.to_model(image)
+
+
+def test_nothing_of_the_callers_array_is_changed():
+    for array in (in_blocks(COLOURS), in_blocks(COLOURS / 255.0).astype(np.float32)):
+        before = array.copy()
+        batch = images.to_model(array)
+        batch += 1.0
+        images.to_mask(array, 16, 16)[:] = 7.0
+        np.testing.assert_array_equal(array, before)
+
+
+# Each of four blocks: 1 = repaint.
+MASKS = {
+    "1": (MODES["1"][0], [0, 0, 1, 1]),
+    "L, one half is 1": (one_channel([127, 128, 0, 255]), [0, 1, 0, 1]),
+    "L of 0 and 1": (one_channel([0, 1, 1, 0]), [0, 1, 1, 0]),
+    "L of 0 and 2": (one_channel([0, 2, 255, 0]), [0, 0, 1, 0]),
+    "LA, transparent is 0": (Image.merge("LA", (ALPHA, ALPHA.transpose(Image.Transpose.ROTATE_180))), [1, 0, 0, 1]),
+    "P": (RGB.quantize(4), [0, 1, 0, 0]),
+    "RGB by brightness": (RGB, [0, 1, 0, 0]),
+    "RGBA, strokes on nothing": (
+        Image.merge("RGBA", (*[L.point(lambda level: 255)] * 3, ALPHA)), [1, 0, 1, 1]),
+    "CMYK": (RGB.convert("CMYK"), [0, 1, 0, 0]),
+    "YCbCr": (RGB.convert("YCbCr"), [0, 1, 0, 0]),
+    "HSV": (RGB.convert("HSV"), [0, 1, 0, 0]),
+    "LAB": (RGB.convert("LAB"), [0, 1, 0, 0]),
+    "I;16": (Image.fromarray(SIXTEEN), [0, 1, 0, 1]),
+    "I": (Image.fromarray(SIXTEEN.astype(np.int32)), [0, 1, 0, 1]),
+    "F": (one_channel([0.0, 1.0, 0.49, 0.5], np.float32), [0, 1, 0, 1]),
+    "bool": (in_blocks([False, True, True, False])[..., 0], [0, 1, 1, 0]),
+    "bool of one channel": (in_blocks([False, True, True, False]), [0, 1, 1, 0]),
+    "uint8 of 0 and 1": (in_blocks([0, 1, 1, 0]).astype(np.uint8), [0, 1, 1, 0]),
+    "int64 of 0 and 1": (in_blocks([0, 1, 1, 0]), [0, 1, 1, 0]),
+    "uint8 of 0 and 255": (in_blocks([0, 255, 255, 0]).astype(np.uint8), [0, 1, 1, 0]),
+    "float": (in_blocks([0.0, 0.4999, 0.5, 1.0]), [0, 0, 1, 1]),
+    "float of three channels": (in_blocks(grey([0.0, 0.4999, 0.5, 1.0])), [0, 0, 1, 1]),
+    "float by brightness": (in_blocks(COLOURS / 255.0), [0, 1, 0, 0]),
+    "half size": (in_blocks([0, 1, 1, 0])[::2, ::2], [0, 1, 1, 0]),
+    "other proportions": (in_blocks([0, 1, 1, 0]).repeat(3, axis=1), [0, 1, 1, 0]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", MASKS)
+def test_mask(case):
+    mask, expected = MASKS[case]
+    result = images.to_mask(mask, 16, 16)
+    assert result.dtype == np.float32 and result.shape == (1, 16, 16, 1)
+    np.testing.assert_array_equal(result[0], in_blocks(expected))
+
+
+def test_mask_of_an_odd_size_is_resized():
+    left = np.zeros((33, 17))
+    left[:, :7] = 1
+    result = images.to_mask(left, 64, 48)
+    assert set(np.unique(result)) == {0.0, 1.0}
+    columns = result[0, :, :, 0].all(axis=0)
+    assert columns[:19].all() and not columns[21:].any()
+
+
+def test_one_mask_for_all_pictures_or_one_for_each():
+    mask = in_blocks([0, 1, 1, 0])[..., 0]
+    every = images.to_mask(mask, 16, 16, batch=3)
+    assert every.shape == (3, 16, 16, 1)
+    np.testing.assert_array_equal(every, every[:1].repeat(3, axis=0))
+    each = images.to_mask([mask, 1 - mask], 16, 16, batch=2)
+    np.testing.assert_array_equal(each[:1] + each[1:], np.ones((1, 16, 16, 1)))
+    with pytest.raises(ValueError, match="one for each of 3 pictures. Received: 2 masks"):
+        images.to_mask([mask, mask], 16, 16, batch=3)
+
+
+@pytest.mark.parametrize("case", sorted(set(FAULTS) - {"several sizes"}))
+def test_fault_of_a_mask(case):
+    mask, message = FAULTS[case]
+    with pytest.raises(ValueError, match=message.replace("`image\\[", "`mask\\[")) as error:
+        images.to_mask(mask, 16, 16)
+    assert str(error.value).startswith("`mask")
+
+
+def test_mask_that_repaints_nothing_is_warned_of():
+    with pytest.warns(UserWarning, match="`mask` 1 of the batch repaints nothing.*white"):
+        result = images.to_mask([np.ones((8, 8)), np.zeros((8, 8))], 8, 8, batch=2)
+    np.testing.assert_array_equal(result.mean(axis=(1, 2, 3)), [1, 0])
+
+
+def test_latent_mask_takes_the_upper_left_pixel():
+    mask = np.zeros((2, 16, 24, 1), np.float32)
+    mask[0, 8, 16] = 1
+    mask[1, :9, 1:16] = 1
+    result = images.latent_mask(mask)
+    expected = [[[0, 0, 0], [0, 0, 1]], [[0, 1, 0], [0, 1, 0]]]
+    np.testing.assert_array_equal(result[..., 0], expected)
+    np.testing.assert_array_equal(images.latent_mask(mask, 1), mask)
+
+
+def test_latent_mask_that_is_lost_is_warned_of():
+    mask = np.zeros((3, 16, 16, 1), np.float32)
+    mask[0] = 1
+    mask[1, 3] = 1
+    with pytest.warns(UserWarning, match="`mask` 1 of the batch .*too thin"):
+        result = images.latent_mask(mask)
+    assert result.sum() == 4
+
+
+def test_latent_mask_refuses_what_the_autoencoder_cannot_make():
+    with pytest.raises(ValueError, match="multiple of 8"):
+        images.latent_mask(np.zeros((1, 16, 12, 1)))
+
+
+def test_masked_image():
+    image = np.linspace(-1, 1, 24, dtype=np.float32).reshape(2, 2, 2, 3)
+    mask = np.array([1, 0, 0.5, 0.49], np.float32).reshape(1, 2, 2, 1)
+    result = images.masked_image(image, mask)
+    assert result.dtype == np.float32
+    np.testing.assert_array_equal(result[:, 0, 0], 0)
+    np.testing.assert_array_equal(result[:, 1, 0], 0)
+    np.testing.assert_array_equal(result[:, :, 1], image[:, :, 1])
+
+
+def test_padding_repeats_the_edge_and_masks_the_borders():
+    image, mask = images.pad_for_outpainting(RGB, left=8, top=16, right=24, bottom=32)
+    assert image.dtype == np.uint8 and image.shape == (64, 48, 3)
+    np.testing.assert_array_equal(image[16:32, 8:24], in_blocks(COLOURS))
+    np.testing.assert_array_equal(image[:, :8], image[:, 8:9].repeat(8, axis=1))
+    np.testing.assert_array_equal(image[32:], image[31:32].repeat(32, axis=0))
+    np.testing.assert_array_equal(image[0, -1], COLOURS[1])
+    assert mask.dtype == np.float32 and mask.shape == (64, 48)
+    assert not mask[16:32, 8:24].any()
+    assert mask.sum() == 64 * 48 - 16 * 16
+    # What `inpaint` makes of both.
+    np.testing.assert_array_equal(images.to_model(image).shape, (1, 64, 48, 3))
+    np.testing.assert_array_equal(images.to_mask(mask, 64, 48)[0, ..., 0], mask)
+
+
+def test_padding_keeps_the_batch_and_the_dtype():
+    floats = np.random.RandomState(0).rand(2, 8, 8, 3).astype(np.float32)
+    image, mask = images.pad_for_outpainting(floats, right=8)
+    assert image.shape == (2, 8, 16, 3) and image.dtype == np.float32 and mask.shape == (8, 16)
+    np.testing.assert_array_equal(image[:, :, :8], floats)
+    assert images.pad_for_outpainting([RGB])[0].shape == (1, 16, 16, 3)
+    assert images.pad_for_outpainting(np.zeros((5, 6)), top=3)[0].shape == (8, 6, 3)
+
+
+@pytest.mark.parametrize("border", [{"left": -1}, {"top": 0.5}, {"right": "8"}, {"bottom": None}])
+def test_padding_refuses(border):
+    with pytest.raises(ValueError, match=f"`{[*border][0]}` must be a whole number"):
+        images.pad_for_outpainting(RGB, **border)
+
+
+def test_padding_refuses_several_sizes_and_too_large_ones():
+    with pytest.raises(ValueError, match="must have one size"):
+        images.pad_for_outpainting([RGB, SQUARE])
+    with pytest.raises(ValueError, match="at most 64 megapixels"):
+        images.pad_for_outpainting(RGB, left=10**12)
+
+
+def test_preview_of_single_channels():
+    latents = np.zeros((5, 1, 2, 4), np.float32)
+    latents[np.arange(4), 0, 0, np.arange(4)] = 1.0
+    result = images.preview(latents)
+    assert result.dtype == np.uint8 and result.shape == (5, 1, 2, 3)
+    # 127.5 + 127.5 * factor, by hand from the published factors.
+    expected = [[171, 145, 136], [143, 179, 147], [87, 160, 154], [111, 104, 33], [128, 128, 128]]
+    np.testing.assert_array_equal(result[:, 0, 0], expected)
+    np.testing.assert_array_equal(result[:, 0, 1], 128)
+
+
+def test_preview_saturates_and_grows():
+    result = images.preview(np.full((1, 2, 3, 4), [40.0, 40.0, 0.0, 0.0]), upscale=8)
+    assert result.shape == (1, 16, 24, 3)
+    assert (result == 255).all()
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8, 3), (8, 8, 4), (1, 4, 8, 8)])
+def test_preview_refuses_other_shapes(shape):
+    with pytest.raises(ValueError, match="shape \\(batch, height, width, 4\\)"):
+        images.preview(np.zeros(shape))
+
+
+def test_slerp_by_hand():
+    x, y = np.array([1.0, 0.0]), np.array([0.0, 1.0])
+    half = np.sqrt(0.5)
+    np.testing.assert_allclose(images.slerp(x, y, 0.5), [half, half], rtol=0, atol=1e-7)
+    third = images.slerp(x, y, [[0.0, 1 / 3, 1.0]])
+    assert third.shape == (1, 3, 2) and third.dtype == np.float32
+    expected = [[[1, 0], [np.sqrt(0.75), 0.5], [0, 1]]]
+    np.testing.assert_allclose(third, expected, rtol=0, atol=1e-7)
+
+
+def test_slerp_of_noise_stays_noise_and_ends_exactly():
+    first, second = np.random.RandomState(0).randn(2, 64, 64, 4).astype(np.float32)
+    path = images.slerp(first, second, np.linspace(0, 1, 5))
+    np.testing.assert_array_equal(path[0], first)
+    np.testing.assert_array_equal(path[-1], second)
+    np.testing.assert_allclose(path.std(axis=(1, 2, 3)), 1.0, rtol=0, atol=0.02)
+
+
+def test_slerp_goes_equal_arcs():
+    ends = np.random.RandomState(0).randn(2, 3, 5)
+    ends /= np.linalg.norm(ends, axis=(1, 2), keepdims=True)
+    path = images.slerp(*ends, np.linspace(0, 1, 5)).reshape(5, -1)
+    cosines = (path[1:] * path[:-1]).sum(axis=1)
+    expected = np.cos(np.arccos((ends[0] * ends[1]).sum()) / 4)
+    np.testing.assert_allclose(cosines, expected, rtol=0, atol=1e-6)
+
+
+def test_slerp_of_nearly_parallel_arrays():
+    x = np.array([1.0, 0.0])
+    for angle in (0.0, 1e-9, 2e-6, 1e-4):
+        y = np.array([np.cos(angle), np.sin(angle)])
+        expected = [np.cos(angle / 4), np.sin(angle / 4)]
+        np.testing.assert_allclose(images.slerp(x, y, 0.25), expected, rtol=1e-6, atol=1e-16)
+    np.testing.assert_array_equal(images.slerp(x, 3 * x, 0.5), 2 * x)
+    np.testing.assert_array_equal(images.slerp(0 * x, x, 0.5), x / 2)
+
+
+def test_slerp_refuses():
+    x = np.array([1.0, 0.0])
+    with pytest.raises(ValueError, match="opposite directions"):
+        images.slerp(x, -2 * x, 0.5)
+    with pytest.raises(ValueError, match=r"shapes \(2,\) and \(3,\)"):
+        images.slerp(x, np.ones(3), 0.5)
