@@ -21,7 +21,7 @@ from weights_conversion import (
     write_index,
     write_scheduler,
 )
-from weights_conversion.safetensors_reader import MAX_TENSORS
+from weights_conversion.limits import Limits
 
 UNET = {"_class_name": "UNet2DConditionModel"}
 TENSORS = {name: np.full((2, 3), value, np.float32) for value, name in enumerate("abcde")}
@@ -191,7 +191,7 @@ def test_the_hubs_cache_links_to_its_blobs(tmp_path):
         ({"x1": "a"}, None, ""),
         ({"x1": 3}, CorruptCheckpoint, "no weight_map"),
         (["x1"], CorruptCheckpoint, "no weight_map"),
-        ({str(n): "a" for n in range(MAX_TENSORS + 1)}, CheckpointLimit, "50,001 tensors"),
+        ({str(n): "a" for n in range(Limits().tensors + 1)}, CheckpointLimit, "50,001 tensors"),
     ],
 )
 def test_index_and_shards_must_agree(tmp_path, weight_map, error, message):

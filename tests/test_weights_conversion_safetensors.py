@@ -17,7 +17,8 @@ from weights_conversion import (
     CorruptCheckpoint,
     open_safetensors,
 )
-from weights_conversion.safetensors_reader import DTYPES, MAX_HEADER_BYTES, MAX_TENSORS
+from weights_conversion.limits import Limits
+from weights_conversion.safetensors_reader import DTYPES
 
 F4 = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
 
@@ -247,7 +248,7 @@ REFUSED = {
         container(
             {
                 str(i): {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
-                for i in range(MAX_TENSORS + 1)
+                for i in range(Limits().tensors + 1)
             }
         ),
         CheckpointLimit,
@@ -269,7 +270,7 @@ def test_refused(opened, case):
 
 
 def test_nothing_is_allocated_for_a_lie(opened):
-    size = MAX_HEADER_BYTES * 100
+    size = Limits().header_bytes * 100
     content = container({"x": tensor(shape=[size], data_offsets=[0, 4 * size])}, bytes(8))
     tracemalloc.start()
     try:

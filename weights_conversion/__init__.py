@@ -26,9 +26,12 @@ from weights_conversion.folder import (
     write_index,
     write_scheduler,
 )
+from weights_conversion.limits import Limits
 from weights_conversion.mapping import read, write
 from weights_conversion.names import Row, Stored, rows
+from weights_conversion.opening import open_checkpoint
 from weights_conversion.safetensors_reader import open_safetensors
+from weights_conversion.torch_reader import open_torch
 
 __all__ = [
     "Checkpoint",
@@ -37,6 +40,7 @@ __all__ = [
     "CheckpointMismatch",
     "CorruptCheckpoint",
     "DiffusersFolder",
+    "Limits",
     "NonFiniteWeights",
     "Row",
     "Stored",
@@ -46,7 +50,9 @@ __all__ = [
     "autoencoder_fields",
     "diffusion_model_config",
     "diffusion_model_fields",
+    "open_checkpoint",
     "open_safetensors",
+    "open_torch",
     "read",
     "rows",
     "scheduler_config",

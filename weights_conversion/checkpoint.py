@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,6 +31,7 @@ class Checkpoint(Mapping[str, np.ndarray]):
         infos: shape and dtype of each tensor, by name.
         load: reads one tensor, given its name.
         metadata: the file's free-text metadata.
+        notes: what is unusual about the file, for people.
 
     Example:
 
@@ -47,9 +48,11 @@ class Checkpoint(Mapping[str, np.ndarray]):
         infos: Mapping[str, TensorInfo],
         load: Callable[[str], np.ndarray],
         metadata: Mapping[str, str] | None = None,
+        notes: Iterable[str] = (),
     ):
         self.path = path
         self.metadata = dict(metadata or {})
+        self.notes = tuple(notes)
         self._infos = dict(infos)
         self._load = load
 
@@ -78,3 +81,18 @@ class Checkpoint(Mapping[str, np.ndarray]):
     def info(self, name: str) -> TensorInfo:
         """Returns shape and dtype of a tensor without reading it."""
         return self._infos[name]
+
+    def renamed(self, names: Mapping[str, str], metadata: Mapping[str, str] | None = None):
+        """Returns a checkpoint of some of the tensors under other names.
+
+        Args:
+            names: the name here, by the new name.
+            metadata: its metadata; None for the same.
+        """
+        return Checkpoint(
+            self.path,
+            {new: self._infos[name] for new, name in names.items()},
+            lambda new: self._load(names[new]),
+            self.metadata if metadata is None else metadata,
+            self.notes,
+        )

@@ -23,7 +23,8 @@ from weights_conversion.errors import (
     listed,
     printable,
 )
-from weights_conversion.safetensors_reader import MAX_TENSORS, open_safetensors
+from weights_conversion.limits import Limits
+from weights_conversion.safetensors_reader import open_safetensors
 
 MAX_JSON_BYTES = 25_000_000
 MAX_SHARD_BYTES = 10_000_000_000  # what diffusers writes into one file
@@ -143,9 +144,10 @@ def _open_shards(root: Path, index: Path) -> Checkpoint:
     weight_map = content.get("weight_map")
     if not isinstance(weight_map, dict) or not all(map(_is_text, weight_map.values())):
         raise CorruptCheckpoint(f"{index} has no weight_map from tensor names to file names.")
-    if len(weight_map) > MAX_TENSORS:
+    max_tensors = Limits().tensors
+    if len(weight_map) > max_tensors:
         raise CheckpointLimit(
-            f"{index} lists {len(weight_map):,} tensors, more than the {MAX_TENSORS:,} allowed."
+            f"{index} lists {len(weight_map):,} tensors, more than the {max_tensors:,} allowed."
         )
     shards = {
         name: open_safetensors(_shard_path(root, index, name))

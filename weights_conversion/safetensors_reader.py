@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import stat
 from collections import Counter
 from io import BufferedReader
 from pathlib import Path
@@ -19,15 +18,10 @@ import ml_dtypes
 import numpy as np
 
 from weights_conversion.checkpoint import Checkpoint, TensorInfo
-from weights_conversion.errors import (
-    CheckpointError,
-    CheckpointLimit,
-    CorruptCheckpoint,
-    printable,
-)
+from weights_conversion.errors import CheckpointLimit, CorruptCheckpoint, printable
+from weights_conversion.files import Identity, first_bytes, identity, open_file, reopen
+from weights_conversion.limits import Limits
 
-MAX_HEADER_BYTES = 25_000_000  # SD 1.5 needs 172 kB, trainers' metadata a few MB more
-MAX_TENSORS = 50_000  # a full SDXL file has 2,515
 _MAX_RANK = 32  # of NumPy 1; model weights have at most 5
 _MAX_BYTES = 2**62
 
@@ -52,33 +46,25 @@ DTYPES = {
     "F8_E5M2FNUZ": np.dtype(ml_dtypes.float8_e5m2fnuz),
 }
 
-_STRANGERS = (  # first bytes of files that are often found under this name
-    (b"version https://git-lfs", "a Git LFS pointer, not the file itself; run `git lfs pull`"),
-    (b"<!doctype html", "a web page, not a model; download it again, signed in if it is gated"),
-    (b"<html", "a web page, not a model; download it again, signed in if it is gated"),
-    (b"pk\x03\x04", "a zip archive, such as a PyTorch .ckpt file; give it that suffix"),
-)
-
 
 class _Tensor(NamedTuple):
     info: TensorInfo
     begin: int  # bytes from the start of the file
 
 
-class _Identity(NamedTuple):
-    """What changes when a file is replaced, shortened or rewritten."""
-
-    device: int
-    inode: int
-    size: int
-    modified_ns: int
-
-
-def open_safetensors(path: str | os.PathLike) -> Checkpoint:
+def open_safetensors(
+    path: str | os.PathLike,
+    *,
+    limits: Limits = Limits(),
+    ignore_trailing_bytes: bool = False,
+) -> Checkpoint:
     """Opens a safetensors file: reads and checks its header, and no tensor yet.
 
     Args:
         path: a `.safetensors` file.
+        limits: what the file may ask for.
+        ignore_trailing_bytes: whether bytes behind the last tensor are passed over, as is needed
+            to repair a file that has some.
 
     Returns:
         A `Checkpoint` that reads each tensor when it is asked for.
@@ -89,49 +75,44 @@ def open_safetensors(path: str | os.PathLike) -> Checkpoint:
         CheckpointError: the path is not a readable file.
     """
     path = Path(path)
-    with _open(path) as file:
-        identity = _identity(file)
-        header, data_begin = _read_header(path, file, identity.size)
+    with open_file(path) as file:
+        seen = identity(file)
+        header, data_begin = _read_header(path, file, seen.size, limits)
     metadata = _metadata(path, header.pop("__metadata__", {}))
-    tensors = _tensors(path, header, data_begin, identity.size)
+    tensors, end = _tensors(path, header, data_begin, limits)
+    if end > seen.size:
+        raise CorruptCheckpoint(
+            f"{path} is truncated: {seen.size:,} of {end:,} bytes. Download it again."
+        )
+    if end < seen.size and not ignore_trailing_bytes:
+        raise CorruptCheckpoint(
+            f"{path} has {seen.size - end:,} bytes behind its last tensor. If you trust it, cut "
+            "them off with `python -m weights_conversion repair`."
+        )
 
     def load(name: str) -> np.ndarray:
-        return _load(path, identity, name, tensors[name])
+        return _load(path, seen, name, tensors[name])
 
     return Checkpoint(path, {name: t.info for name, t in tensors.items()}, load, metadata)
 
 
-def _open(path: Path) -> BufferedReader:
-    try:
-        # Asked before opening, because opening a pipe would wait for its other end.
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise CheckpointError(f"{path} is not a file. Expected a .safetensors file.")
-        return open(path, "rb")
-    except OSError as error:
-        raise CheckpointError(
-            f"{path} cannot be read: {error.strerror}. Expected a .safetensors file."
-        ) from error
-
-
-def _identity(file: BufferedReader) -> _Identity:
-    status = os.fstat(file.fileno())
-    return _Identity(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
-
-
-def _read_header(path: Path, file: BufferedReader, size: int) -> tuple[dict[str, Any], int]:
-    start = file.read(64)
-    for magic, meaning in _STRANGERS:
-        if start.lstrip().lower().startswith(magic):
-            raise CorruptCheckpoint(f"{path} looks like {meaning}.")
+def _read_header(
+    path: Path, file: BufferedReader, size: int, limits: Limits
+) -> tuple[dict[str, Any], int]:
+    start = first_bytes(path, file)
+    if start.startswith(b"PK\x03\x04"):
+        raise CorruptCheckpoint(
+            f"{path} is a zip archive, such as a PyTorch .ckpt file: use `open_checkpoint`."
+        )
     if len(start) < 8:
         raise CorruptCheckpoint(
             f"{path} has {size} bytes, fewer than a safetensors header. Download it again."
         )
     length = int.from_bytes(start[:8], "little")
-    if length > MAX_HEADER_BYTES:
+    if length > limits.header_bytes:
         raise CheckpointLimit(
-            f"{path} declares a header of {length:,} bytes, more than the {MAX_HEADER_BYTES:,} "
-            "that any model needs. It is probably not a safetensors file."
+            f"{path} declares a header of {length:,} bytes, more than the "
+            f"{limits.header_bytes:,} that any model needs. It is probably not a safetensors file."
         )
     if 8 + length > size:
         raise CorruptCheckpoint(
@@ -184,11 +165,14 @@ def _metadata(path: Path, metadata: Any) -> dict[str, str]:
     return metadata
 
 
-def _tensors(path: Path, header: dict[str, Any], begin: int, size: int) -> dict[str, _Tensor]:
-    """Checks every entry, and that together they tile the rest of the file without a hole."""
-    if len(header) > MAX_TENSORS:
+def _tensors(
+    path: Path, header: dict[str, Any], begin: int, limits: Limits
+) -> tuple[dict[str, _Tensor], int]:
+    """Checks every entry, and that together they tile the data without a hole; tells its end."""
+    if len(header) > limits.tensors:
         raise CheckpointLimit(
-            f"{path} lists {len(header):,} tensors, more than the {MAX_TENSORS:,} allowed."
+            f"{path} lists {len(header):,} tensors, more than the {limits.tensors:,} allowed. "
+            "Pass other limits if you trust it."
         )
     entries = {name: _entry(path, name, entry) for name, entry in header.items()}
     position = 0
@@ -200,16 +184,8 @@ def _tensors(path: Path, header: dict[str, Any], begin: int, size: int) -> dict[
                 f"data instead of {position:,}. Save the file anew with safetensors."
             )
         position = last
-    if begin + position > size:
-        raise CorruptCheckpoint(
-            f"{path} is truncated: {size:,} of {begin + position:,} bytes. Download it again."
-        )
-    if begin + position < size:
-        raise CorruptCheckpoint(
-            f"{path} has {size - begin - position:,} bytes behind its last tensor. If you trust "
-            "it, cut them off by saving its tensors anew with safetensors."
-        )
-    return {name: _Tensor(info, begin + first) for name, (info, first, _) in entries.items()}
+    tensors = {name: _Tensor(info, begin + first) for name, (info, first, _) in entries.items()}
+    return tensors, begin + position
 
 
 def _entry(path: Path, name: str, entry: Any) -> tuple[TensorInfo, int, int]:
@@ -248,13 +224,9 @@ def _is_naturals(value: Any) -> bool:
     return isinstance(value, list) and all(type(item) is int for item in value)
 
 
-def _load(path: Path, identity: _Identity, name: str, tensor: _Tensor) -> np.ndarray:
+def _load(path: Path, seen: Identity, name: str, tensor: _Tensor) -> np.ndarray:
     array = np.empty(tensor.info.shape, tensor.info.dtype)
-    with _open(path) as file:
-        if _identity(file) != identity:
-            raise CorruptCheckpoint(
-                f"{path} changed while it was being read. Open it again when it is complete."
-            )
+    with reopen(path, seen) as file:
         file.seek(tensor.begin)
         if file.readinto(array.reshape(-1).view(np.uint8).data) != array.nbytes:
             raise CorruptCheckpoint(f"{path} ended within tensor {printable(name)}.")
