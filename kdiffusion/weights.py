@@ -326,7 +326,10 @@ def save(
             folder.write_component(stage, component, config, tensors[component])
         folder.write_scheduler(stage, scheduler)
         tokenizer.save(stage / "tokenizer")
-        folder.write_index(stage)
+        inpaints = records["unet"]["in_channels"] == 9
+        folder.write_index(
+            stage, "StableDiffusionInpaintPipeline" if inpaints else "StableDiffusionPipeline"
+        )
 
 
 def _sampling_fields(sampler, spacing):

@@ -38,6 +38,10 @@ _TOKENIZER_FILES = (
     "tokenizer.json",
 )
 
+# The version of diffusers whose layout is written; its inpainting pipeline refuses an index
+# without one.
+LAYOUT_VERSION = "0.42.1"
+
 
 class DiffusersFolder:
     """A pipeline's folder: reads its configs and weights when they are asked for.
@@ -267,6 +271,7 @@ def write_index(path: str | os.PathLike, class_name: str = "StableDiffusionPipel
     index: dict[str, Any] = {"safety_checker": absent, "feature_extractor": absent}
     index |= {part.name: _class_row(part) for part in folder.iterdir() if part.is_dir()}
     index["_class_name"] = class_name
+    index["_diffusers_version"] = LAYOUT_VERSION
     index["requires_safety_checker"] = index["safety_checker"] != absent
     partial = folder / f".model_index.json.{secrets.token_hex(4)}.partial"
     try:
