@@ -38,10 +38,11 @@ def one_channel(levels, dtype=np.uint8):
 
 RGB = Image.fromarray(in_blocks(COLOURS))
 L = Image.fromarray(in_blocks(GREYS)[..., 0])
-ALPHA = one_channel([255, 0, 255, 128])
+ALPHA = one_channel([255, 0, 255, 200])
 RGBA = Image.merge("RGBA", (*RGB.split(), ALPHA))
-RGBA_COLOURS = [[255, 0, 0], [255, 255, 255], [0, 0, 255], [227, 177, 152]]
-RGBA_EXACT = [*RGBA_COLOURS[:3], (128.0 * COLOURS[3] + 127.0 * 255.0) / 255.0]
+RGBA_COLOURS = [[255, 0, 0], [255, 255, 255], [0, 0, 255], [212, 133, 94]]
+SECOND_IS_WHITE = [[255, 0, 0], [255, 255, 255], [0, 0, 255], [200, 100, 50]]
+RGBA_EXACT = [*RGBA_COLOURS[:3], (200.0 * COLOURS[3] + 55.0 * 255.0) / 255.0]
 LA_COLOURS = grey([0, 255, 128, 255])
 SIXTEEN = in_blocks([0, 65535, 12345, 40000])[..., 0].astype(np.uint16)
 SIXTEEN_COLOURS = grey([0, 255, 12345 / 257, 40000 / 257])
@@ -52,8 +53,8 @@ def with_alpha(image):
     return image
 
 
-def with_transparent_index():
-    image = RGB.quantize(4)
+def with_transparent_colour(image):
+    image = image.copy()
     image.info["transparency"] = image.getpixel((8, 0))
     return image
 
@@ -64,11 +65,9 @@ MODES = {
     "LA": (Image.merge("LA", (L, ALPHA)), LA_COLOURS, 0),
     "La": (Image.merge("LA", (L, ALPHA)).convert("La"), LA_COLOURS, 1),
     "P": (RGB.quantize(4), COLOURS, 0),
-    "P with transparency": (
-        with_transparent_index(),
-        [[255, 0, 0], [255, 255, 255], [0, 0, 255], [200, 100, 50]],
-        0,
-    ),
+    "P with transparency": (with_transparent_colour(RGB.quantize(4)), SECOND_IS_WHITE, 0),
+    "L with transparency": (with_transparent_colour(L), grey([0, 255, 128, 255]), 0),
+    "RGB with transparency": (with_transparent_colour(RGB), SECOND_IS_WHITE, 0),
     "PA": (with_alpha(RGB.quantize(4)), RGBA_COLOURS, 0),
     "RGB": (RGB, COLOURS, 0),
     "RGBX": (RGB.convert("RGBX"), COLOURS, 0),
@@ -246,23 +245,23 @@ def test_first_frame_of_a_file_and_present_frame_of_an_image(tmp_path):
         assert image.tell() == 1
 
 
-def a_profile(kind):
-    """A profile of another gamut: sRGB's with the columns of red and blue exchanged."""
-    data = ImageCms.ImageCmsProfile(ImageCms.createProfile(kind)).tobytes()
-    return data.replace(b"rXYZ", b"tmpX").replace(b"bXYZ", b"rXYZ").replace(b"tmpX", b"bXYZ")
+def profile_with_red_for_blue(name):
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    profile = profile.replace("sRGB".encode("utf-16-be"), name.encode("utf-16-be"))
+    return profile.replace(b"rXYZ", b"----").replace(b"bXYZ", b"rXYZ").replace(b"----", b"bXYZ")
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA"])
 def test_colour_profile_is_heeded(mode):
-    image = RGB.convert(mode)
-    image.info["icc_profile"] = a_profile("sRGB").replace(b"s\0R\0G\0B", b"o\0R\0G\0B")
-    expected = COLOURS[:, ::-1]
+    image, expected = {"RGB": (RGB, COLOURS), "RGBA": (RGBA, RGBA_COLOURS)}[mode]
+    image, expected = image.copy(), np.asarray(expected)[:, ::-1]
+    image.info["icc_profile"] = profile_with_red_for_blue("bgrR")
     np.testing.assert_allclose(blocks(images.to_model(image)), expected, rtol=0, atol=2)
 
 
-@pytest.mark.parametrize("profile", [b"nonsense", a_profile("sRGB")])
+@pytest.mark.parametrize("profile", [b"nonsense", profile_with_red_for_blue("sRGB")])
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK", "RGBA"])
-def test_colour_profile_of_srgb_or_none_is_left(profile, mode):
+def test_colour_profile_of_that_name_or_of_no_sense_is_left(profile, mode):
     image = RGB.convert(mode)
     expected = images.to_model(image)
     image.info["icc_profile"] = profile
@@ -276,9 +275,9 @@ def png():
     return buffer.getvalue()
 
 
-def huge_png():
-    """A header that promises 40,000 x 40,000 pixels."""
-    header = b"IHDR" + (40_000).to_bytes(4, "big") * 2 + png()[24:29]
+def promising_png(side):
+    """A damaged file whose header tells of as many rows and columns."""
+    header = b"IHDR" + side.to_bytes(4, "big") * 2 + png()[24:29]
     return png()[:12] + header + zlib.crc32(header).to_bytes(4, "big") + png()[33:]
 
 
@@ -303,7 +302,8 @@ FILES = {
     "cut.jpg": (saved("JPEG")[:-100], "damaged.* cut short"),
     "flipped.png": (png().replace(b"IDAT", b"IDAT\0\0\0\0"), "damaged.* cut short"),
     "checksum.png": (png()[:29] + b"\0\0\0\0" + png()[33:], "cannot be opened"),
-    "huge.png": (huge_png(), "pixels. Make it smaller"),
+    "huge.png": (promising_png(40_000), "pixels. Make it smaller"),
+    "large.png": (promising_png(9_000), "at most 64 megapixels"),
 }
 
 
@@ -372,7 +372,8 @@ MASKS = {
     "L, one half is 1": (one_channel([127, 128, 0, 255]), [0, 1, 0, 1]),
     "L of 0 and 1": (one_channel([0, 1, 1, 0]), [0, 1, 1, 0]),
     "L of 0 and 2": (one_channel([0, 2, 255, 0]), [0, 0, 1, 0]),
-    "LA, transparent is 0": (Image.merge("LA", (ALPHA, ALPHA.transpose(Image.Transpose.ROTATE_180))), [1, 0, 0, 1]),
+    "LA, transparent is 0": (
+        Image.merge("LA", (ALPHA, ALPHA.transpose(Image.Transpose.ROTATE_180))), [1, 0, 0, 1]),
     "P": (RGB.quantize(4), [0, 1, 0, 0]),
     "RGB by brightness": (RGB, [0, 1, 0, 0]),
     "RGBA, strokes on nothing": (
@@ -434,9 +435,10 @@ def test_fault_of_a_mask(case):
 
 
 def test_mask_that_repaints_nothing_is_warned_of():
-    with pytest.warns(UserWarning, match="`mask` 1 of the batch repaints nothing.*white"):
-        result = images.to_mask([np.ones((8, 8)), np.zeros((8, 8))], 8, 8, batch=2)
-    np.testing.assert_array_equal(result.mean(axis=(1, 2, 3)), [1, 0])
+    dark = np.full((8, 8), 2, np.uint8)
+    with pytest.warns(UserWarning, match="`mask` 1, 2 of the batch repaints nothing.*white"):
+        result = images.to_mask([np.ones((8, 8)), np.zeros((8, 8)), dark], 8, 8, batch=3)
+    np.testing.assert_array_equal(result.mean(axis=(1, 2, 3)), [1, 0, 0])
 
 
 def test_latent_mask_takes_the_upper_left_pixel():
@@ -493,6 +495,7 @@ def test_padding_keeps_the_batch_and_the_dtype():
     image, mask = images.pad_for_outpainting(floats, right=8)
     assert image.shape == (2, 8, 16, 3) and image.dtype == np.float32 and mask.shape == (8, 16)
     np.testing.assert_array_equal(image[:, :, :8], floats)
+    assert images.pad_for_outpainting(floats[:1])[0].shape == (1, 8, 8, 3)
     assert images.pad_for_outpainting([RGB])[0].shape == (1, 16, 16, 3)
     assert images.pad_for_outpainting(np.zeros((5, 6)), top=3)[0].shape == (8, 6, 3)
 
