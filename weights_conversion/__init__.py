@@ -31,7 +31,9 @@ from weights_conversion.mapping import read, write
 from weights_conversion.names import Row, Stored, rows
 from weights_conversion.opening import open_checkpoint
 from weights_conversion.safetensors_reader import open_safetensors
+from weights_conversion.single_file import SingleFile, open_single_file
 from weights_conversion.torch_reader import open_torch
+from weights_conversion.translation import translate
 
 __all__ = [
     "Checkpoint",
@@ -43,6 +45,7 @@ __all__ = [
     "Limits",
     "NonFiniteWeights",
     "Row",
+    "SingleFile",
     "Stored",
     "TensorInfo",
     "UnsafeCheckpoint",
@@ -52,6 +55,7 @@ __all__ = [
     "diffusion_model_fields",
     "open_checkpoint",
     "open_safetensors",
+    "open_single_file",
     "open_torch",
     "read",
     "rows",
@@ -60,6 +64,7 @@ __all__ = [
     "staged",
     "text_encoder_config",
     "text_encoder_fields",
+    "translate",
     "write",
     "write_component",
     "write_index",

@@ -75,10 +75,29 @@ def read(
     >>> others = rows("image_decoder", fields)
     >>> weights = dict(read(table, checkpoint, "diffusers", beside=others))
     """
-    wanted = _by_tensor(rows, dialect)
+    places = locate(rows, checkpoint, dialect, beside=beside)
+    return _arrays(places, checkpoint, allow_nonfinite)
+
+
+def locate(
+    rows: Iterable[Row], checkpoint: Checkpoint, dialect: str, *, beside: Iterable[Row] = ()
+) -> dict[str, Stored]:
+    """Finds every variable of a model in a checkpoint, as `read` does, without reading any.
+
+    Returns:
+        The name in this very file, and the layout, by kdiffusion path.
+
+    Raises:
+        CheckpointMismatch: tensors are missing, unexpected, or of a wrong shape or dtype.
+    """
+    wanted = by_tensor(rows, dialect)
     found = _today(checkpoint, dialect)
-    _check(wanted, found, checkpoint, _by_tensor(beside, dialect), dialect)
-    return _arrays(wanted, found, checkpoint, dialect, allow_nonfinite)
+    _check(wanted, found, checkpoint, by_tensor(beside, dialect), dialect)
+    return {
+        row.kdiffusion: Stored(found[name], stored(row, dialect).layout)
+        for name, group in wanted.items()
+        for row in group
+    }
 
 
 def write(
@@ -97,7 +116,7 @@ def write(
     Raises:
         CheckpointMismatch: variables are missing, unexpected, or of a wrong shape.
     """
-    groups = _by_tensor(rows, dialect)
+    groups = by_tensor(rows, dialect)
     shapes = {row.kdiffusion: row.shape for group in groups.values() for row in group}
     found = {path: tuple(array.shape) for path, array in weights.items()}
     _raise(
@@ -120,22 +139,23 @@ def write(
 
 def _tensor(group: list[Row], weights: Mapping[str, np.ndarray], dialect: str) -> np.ndarray:
     parts = [
-        layouts.to_torch(_stored(row, dialect).layout, weights[row.kdiffusion]) for row in group
+        layouts.to_torch(stored(row, dialect).layout, weights[row.kdiffusion]) for row in group
     ]
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
-def _stored(row: Row, dialect: str) -> Stored:
+def stored(row: Row, dialect: str) -> Stored:
+    """Returns where a dialect stores a variable."""
     if dialect not in DIALECTS:
         raise ValueError(f"Unknown dialect {dialect!r}. Known dialects: {', '.join(DIALECTS)}.")
     return getattr(row, dialect)
 
 
-def _by_tensor(rows: Iterable[Row], dialect: str) -> dict[str, list[Row]]:
+def by_tensor(rows: Iterable[Row], dialect: str) -> dict[str, list[Row]]:
     """Groups rows by the tensor that stores them: one each, or the three of a stack."""
     groups: dict[str, list[Row]] = {}
     for row in rows:
-        groups.setdefault(_stored(row, dialect).name, []).append(row)
+        groups.setdefault(stored(row, dialect).name, []).append(row)
     return groups
 
 
@@ -160,7 +180,7 @@ def _check(wanted, found, checkpoint: Checkpoint, beside, dialect: str) -> None:
     for name in wanted.keys() & found.keys():
         info = checkpoint.info(found[name])
         row = wanted[name][0]
-        expected = layouts.stored_shapes(_stored(row, dialect).layout, row.shape)
+        expected = layouts.stored_shapes(stored(row, dialect).layout, row.shape)
         if info.shape not in expected:
             shapes.append(f"{found[name]}: {info.shape} instead of {expected[0]}")
         if not _is_float(info.dtype):
@@ -201,19 +221,23 @@ def _is_float(dtype: np.dtype) -> bool:
     return dtype.kind == "f" or "float" in dtype.name
 
 
-def _arrays(wanted, found, checkpoint: Checkpoint, dialect: str, allow_nonfinite: bool):
-    for name, group in wanted.items():
-        tensor = checkpoint[found[name]]
-        if not allow_nonfinite:
-            _check_finite(tensor, found[name], checkpoint)
-        for row in group:
-            yield row.kdiffusion, layouts.to_keras(_stored(row, dialect).layout, tensor)
+def _arrays(
+    places: Mapping[str, Stored], checkpoint: Checkpoint, allow_nonfinite: bool
+) -> Iterator[tuple[str, np.ndarray]]:
+    name, tensor = None, np.empty(0)
+    for path, place in places.items():
+        if place.name != name:  # the three of a stack follow one another
+            name, tensor = place.name, checkpoint[place.name]
+            if not allow_nonfinite:
+                check_finite(tensor, name, checkpoint.path)
+        yield path, layouts.to_keras(place.layout, tensor)
 
 
-def _check_finite(tensor: np.ndarray, name: str, checkpoint: Checkpoint) -> None:
+def check_finite(tensor: np.ndarray, name: str, path: object) -> None:
+    """Raises NonFiniteWeights, naming tensor and count, if a number is NaN or infinite."""
     if not _is_finite(tensor):
         raise NonFiniteWeights(
-            f"{checkpoint.path}: tensor {printable(name)} holds "
+            f"{path}: tensor {printable(name)} holds "
             f"{np.count_nonzero(~np.isfinite(tensor)):,} values that are NaN or infinite. "
             "Download the file again or take another one; allow_nonfinite=True reads it as it is."
         )
