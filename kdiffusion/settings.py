@@ -49,16 +49,12 @@ class Settings(NamedTuple):
             defaults: the checkpoint's own sampler and spacing.
             strength: float, see `make_table`.
         """
-        samplers = [_known(sampler, defaults[0]) for sampler in self._each("sampler", count)]
         made: dict[Any, Table] = {}
-        for key in (keys := list(zip(samplers, self._each("num_steps", count)))):
+        keys = list(zip(self._each("sampler", count), self._each("num_steps", count)))
+        for key in keys:
             if key not in made:
-                sampler, num_steps = key
-                spacing = self.spacing
-                if spacing is None:
-                    spacing = default_spacing(sampler, defaults[1])
-                spacing = Spacing.parse(spacing, defaults[1])
-                made[key] = make_table(sampler, schedule, num_steps, spacing, strength)
+                sampler, spacing = resolve_sampling(key[0], self.spacing, defaults)
+                made[key] = make_table(sampler, schedule, key[1], spacing, strength)
         return [made[key] for key in keys]
 
     def scales(self, count: int) -> np.ndarray:
@@ -106,6 +102,46 @@ class Settings(NamedTuple):
         return [value] * count
 
 
+def resolve_sampling(
+    sampler: str | Sampler | None, spacing: str | Spacing | None, defaults: tuple[str, Spacing]
+) -> tuple[Sampler, Spacing]:
+    """The sampler and the spacing that draw where the user has chosen both, one or none.
+
+    A checkpoint's sampler that is not available is warned of, and replaced by ddim. A checkpoint's
+    sigma spacing is left out for a sampler that takes none; a chosen one is not.
+
+    Args:
+        sampler: name in `SAMPLERS`, `Sampler`, or `None` for the checkpoint's own.
+        spacing: text for `Spacing.parse`, `Spacing`, or `None` for the checkpoint's own.
+        defaults: the checkpoint's own sampler and spacing.
+
+    Returns:
+        `Sampler` and `Spacing`.
+
+    Raises:
+        ValueError: For an unknown name.
+
+    Example:
+
+    >>> resolve_sampling(None, "trailing", ("euler", Spacing(sigmas="karras")))[1].sigmas is None
+    True
+    """
+    own_sampler, own_spacing = defaults
+    if sampler is None and own_sampler not in SAMPLERS:
+        warnings.warn(
+            f"The checkpoint's scheduler names the sampler {own_sampler!r}, which is not "
+            "available; 'ddim' draws in its place.",
+            stacklevel=5,
+        )
+        own_sampler = "ddim"
+    sampler = own_sampler if sampler is None else sampler
+    if not isinstance(sampler, Sampler):
+        sampler = Sampler(sampler)
+    if spacing is None:
+        spacing = default_spacing(sampler, own_spacing)
+    return sampler, Spacing.parse(spacing, own_spacing)
+
+
 def one_each(name: str, values: Sequence, count: int) -> list:
     """The values as a list, if there is one for each of `count` images.
 
@@ -133,16 +169,3 @@ def check_count(name: str, value: Any) -> int:
 
 def _is_number(value):
     return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
-
-
-def _known(sampler, default):
-    if sampler is not None:
-        return sampler
-    if default in SAMPLERS:
-        return default
-    warnings.warn(
-        f"The checkpoint's scheduler names the sampler {default!r}, which is not available; "
-        "'ddim' draws in its place.",
-        stacklevel=5,
-    )
-    return "ddim"
