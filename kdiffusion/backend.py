@@ -131,11 +131,11 @@ def aligned_array(shape: Sequence[int], dtype: str) -> np.ndarray:
         shape: sequence of int.
         dtype: str, any floating or integer dtype of Keras, bfloat16 included.
     """
-    dtype = np.dtype(getattr(ml_dtypes, dtype, dtype))
-    size = math.prod(shape) * dtype.itemsize
+    element = np.dtype(getattr(ml_dtypes, dtype, dtype))
+    size = math.prod(shape) * element.itemsize
     memory = np.empty(size + _ALIGNMENT, np.uint8)
     start = -memory.ctypes.data % _ALIGNMENT
-    return memory[start : start + size].view(dtype).reshape(shape)
+    return memory[start : start + size].view(element).reshape(shape)
 
 
 def from_numpy(array: np.ndarray) -> Any:

@@ -15,6 +15,7 @@ from kdiffusion import backend, generation, images, weights
 from kdiffusion.generation import Program
 from kdiffusion.noise import NoiseStream, noise_stream
 from kdiffusion.sampling.schedule import Schedule
+from kdiffusion.tiling import MAX_CELLS, decode_in_tiles
 from kdiffusion.tokenizer import SimpleTokenizer
 
 
@@ -151,7 +152,7 @@ class Components:
         return self._encode_pictures(pictures, streams)
 
     def decode(self, latents: Any) -> np.ndarray:
-        """Turn latents into pictures, one after the other.
+        """Turn latents into pictures, one after the other; above a megapixel tile by tile.
 
         Args:
             latents: (batch, height, width, 4) float32, as the diffusion model makes them.
@@ -164,8 +165,16 @@ class Components:
                 once more in float32.
         """
         latents = np.asarray(latents, np.float32)
-        pictures = [self._decode_one(self.decoder, latents[i : i + 1]) for i in range(len(latents))]
+        pictures = [self._decode_picture(latents[i : i + 1]) for i in range(len(latents))]
         return images.to_uint8(np.concatenate(pictures))
+
+    def _decode_picture(self, latents):
+        def decode(part):
+            return self._decode_one(self.decoder, part)
+
+        if latents.shape[1] * latents.shape[2] <= MAX_CELLS:
+            return decode(latents)
+        return decode_in_tiles(decode, latents, self.decoder.architecture.downsampling)
 
     def _encode_pictures(self, pictures, streams: Sequence[NoiseStream] | None):
         """Latents of pictures in [-1, 1], one after the other; samples where there are streams."""

@@ -192,7 +192,8 @@ def sample(
         if on_step and (stop == last or steps[stop] != steps[stop - 1]):
             denoised = ops.convert_to_numpy(outputs["denoised"])
             state = State(stop, ops.convert_to_numpy(registers))
-            if on_step(Step(int(steps[stop - 1]) + 1, int(steps.max()) + 1, denoised, state)) is False:
+            done, num_steps = int(steps[stop - 1]) + 1, int(steps.max()) + 1
+            if on_step(Step(done, num_steps, denoised, state)) is False:
                 return denoised
     return ops.convert_to_numpy(registers)[0]
 
@@ -210,7 +211,7 @@ def _land_on_latents(rows: Rows) -> Rows:
     timestep 0.
     """
     done = np.concatenate([rows.steps[1:], np.full_like(rows.steps[:1], -1)]) < 0
-    landing = np.where(done[..., None], np.float32([1.0, 0.0]), rows.landing)
+    landing = np.where(done[..., None], np.array([1.0, 0.0], np.float32), rows.landing)
     return rows._replace(landing=landing)
 
 

@@ -1,4 +1,4 @@
-"""Records of plain numbers: the architecture of each network, and the public checkpoints by name."""
+"""Records of plain numbers: architectures of the networks, and the public checkpoints by name."""
 
 from __future__ import annotations
 

@@ -288,7 +288,8 @@ class StableDiffusion(Components):
         )  # fmt: skip
         streams = settings.streams(len(context))
         pictures = self._pictures(image, height, width, len(context))
-        masks = images.to_mask(mask, *pictures.shape[1:3], len(context))
+        rows, columns = pictures.shape[1:3]
+        masks = images.to_mask(mask, rows, columns, len(context))
         start = inpainting_start(self, pictures, masks, strength, streams)
         return self._draw(context, negative, settings, streams, start)
 

@@ -195,9 +195,8 @@ def test_rescaling_gives_back_the_deviation_of_the_positive_prediction():
 
     one = np.ones(2, "float32")
     guided = classifier_free(predict, 7.5 * one, one)(x, one)
-    np.testing.assert_allclose(
-        np.std(ops.convert_to_numpy(guided), axis=(1, 2, 3)), np.std(2 * x, axis=(1, 2, 3)), rtol=1e-5
-    )
+    deviation = np.std(ops.convert_to_numpy(guided), axis=(1, 2, 3))
+    np.testing.assert_allclose(deviation, np.std(2 * x, axis=(1, 2, 3)), rtol=1e-5)
     plain = classifier_free(predict, 7.5 * one, 0.0 * one)(x, one)
     np.testing.assert_allclose(ops.convert_to_numpy(plain), (0.5 + 7.5 * 1.5) * x, rtol=1e-5)
 

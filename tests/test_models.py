@@ -8,6 +8,7 @@ import pytest
 from keras import ops
 
 from kdiffusion import presets
+from kdiffusion.models import attention
 from kdiffusion.models.diffusion_model import DiffusionModel
 from kdiffusion.models.image_decoder import ImageDecoder
 from kdiffusion.models.image_encoder import ImageEncoder
@@ -134,6 +135,23 @@ def test_skipping_layers_equals_a_shallower_encoder():
     np.testing.assert_allclose(skipped, call(shallow, tokens)["context"], atol=1e-6)
     with pytest.raises(ValueError, match="skip_layers=3"):
         encoder(tokens, skip_layers=3)
+
+
+@pytest.mark.parametrize("limit", [1, 500, 4000])
+def test_attention_in_chunks_of_queries_gives_the_same_numbers(monkeypatch, limit):
+    generator = np.random.default_rng(0)
+    query = generator.normal(size=(2, 15, 8)).astype("float32")
+    key, value = generator.normal(size=(2, 2, 9, 8)).astype("float32")
+    whole = ops.convert_to_numpy(attention.attend(query, key, value, 2))
+    calls = []
+    original = attention._attend
+    monkeypatch.setattr(attention, "_MAX_LOGITS", limit)
+    monkeypatch.setattr(
+        attention, "_attend", lambda *args: calls.append(args[0].shape) or original(*args)
+    )
+    chunked = ops.convert_to_numpy(attention.attend(query, key, value, 2))
+    np.testing.assert_allclose(chunked, whole, atol=1e-6)
+    assert calls[0][2] == {1: 1, 500: 3, 4000: 15}[limit]
 
 
 def test_projection_width_adds_a_projection():

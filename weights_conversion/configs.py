@@ -173,12 +173,14 @@ def diffusion_model_fields(config: Options) -> dict[str, Any]:
     }
 
 
-def diffusion_model_config(fields: Options, sample_size: int | None = None) -> dict[str, Any]:
+def diffusion_model_config(
+    fields: Options, sample_size: int | Sequence[int] | None = None
+) -> dict[str, Any]:
     """Returns the UNet2DConditionModel config of a diffusion model.
 
     Args:
         fields: the architecture.
-        sample_size: the latents' height and width that diffusers draws by default.
+        sample_size: the latents' side, or height and width, that diffusers draws by default.
     """
     depths = list(fields["depths"])
     if depths[-1] not in (0, fields["mid_depth"]):

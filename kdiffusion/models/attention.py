@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import keras
 from keras import ops
 
@@ -13,8 +15,15 @@ _serializable = keras.saving.register_keras_serializable(package="kdiffusion")
 _MASKED = -1e9
 
 
+# Bytes of attention weights that are computed at a time. Above, queries go through in chunks: at
+# 1024 x 1024 pixels the autoencoder's middle alone would need a gibibyte for them.
+_MAX_LOGITS = 2**28
+
+
 def attend(query, key, value, num_heads, causal=False):
     """Scaled dot-product attention with the softmax in float32 (Vaswani et al. 2017, eq. 1).
+
+    Large feature maps are attended to in chunks of queries, which changes memory, not numbers.
 
     Args:
         query: tensor (batch, tokens, num_heads * head_dim).
@@ -27,8 +36,31 @@ def attend(query, key, value, num_heads, causal=False):
         Tensor like `query`.
     """
     query, key, value = (_split_heads(x, num_heads) for x in (query, key, value))
-    dtype = query.dtype
     query = query * query.shape[-1] ** -0.5
+    chunks = 1 if causal else _num_chunks(query, key)
+    if chunks == 1:
+        return _merge_heads(_attend(query, key, value, causal))
+    batch, num_heads, tokens, head_dim = query.shape
+    query = ops.reshape(query, (batch, num_heads, chunks, tokens // chunks, head_dim))
+    outputs = ops.map(lambda chunk: _attend(chunk, key, value), ops.moveaxis(query, 2, 0))
+    outputs = ops.reshape(
+        ops.moveaxis(outputs, 0, 2), (batch, num_heads, tokens, value.shape[-1])
+    )
+    return _merge_heads(outputs)
+
+
+def _num_chunks(query, key):
+    """How many equal parts the queries are split into; 1 where the shapes are not known yet."""
+    sizes = (*query.shape[:3], key.shape[2])
+    if None in sizes:
+        return 1
+    chunks = -(-math.prod(sizes) * 4 // _MAX_LOGITS)
+    divisors = (n for n in range(max(chunks, 1), sizes[2]) if sizes[2] % n == 0)
+    return next(divisors, sizes[2])
+
+
+def _attend(query, key, value, causal=False):
+    dtype = query.dtype
     if keras.backend.standardize_dtype(dtype) == "float16":
         # Logits of SD 2.1 exceed float16's range.
         query, key = ops.cast(query, "float32"), ops.cast(key, "float32")
@@ -37,7 +69,7 @@ def attend(query, key, value, num_heads, causal=False):
         tokens = ops.arange(ops.shape(logits)[-1])
         logits = ops.where(tokens[:, None] >= tokens[None, :], logits, _MASKED)
     weights = ops.cast(ops.softmax(logits, axis=-1), dtype)
-    return _merge_heads(ops.matmul(weights, value))
+    return ops.matmul(weights, value)
 
 
 def _split_heads(x, num_heads):

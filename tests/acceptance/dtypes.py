@@ -139,7 +139,7 @@ def check_retry(arguments, failures):
     difference = np.abs(
         picture.astype(int) - exact.text_to_image(PROMPT, num_steps=2, seed=1, verbose=0)
     ).mean()
-    print(f"overflow in a float16 decoder: {messages}; {difference:.2f}/255 from float32 on average")
+    print(f"overflow in a float16 decoder: {messages}; {difference:.2f}/255 from float32's")
     if not messages:
         failures.append("a half-precision decoder that overflows did not say so")
     if difference > 5:

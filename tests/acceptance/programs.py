@@ -3,7 +3,7 @@
     python tests/acceptance/programs.py
 
 One object draws with every sampler, 5, 20 and 50 steps, several prompts, seeds and guidance
-scales, in a child process for each backend. Compilations are counted where they happen: graphs
+scales, strengths and mixed batches, in a child process for each backend. Compilations are counted where they happen: graphs
 traced by TensorFlow, modules that XLA compiled (from its dump), JAX's `backend_compile` events.
 Then the weights change in three ways: the picture has to change, the counts must not.
 """
@@ -59,10 +59,13 @@ def check_counts(name, report):
     print(f"{name}:")
     for stage, counts in report["counts"].items():
         print(f"  {stage:52s}", ", ".join(f"{kind} {count}" for kind, count in counts.items()))
-    first, second = report["counts"]["first guided picture"], report["counts"]["first unguided picture"]
-    for stage, counts in list(report["counts"].items())[2:]:
-        if counts != second:
-            yield f"{name}: {stage} made new programs: {counts} instead of {second}"
+    first, second = (report["counts"][f"first {kind} picture"] for kind in ("guided", "unguided"))
+    known = first
+    for stage, counts in report["counts"].items():
+        if stage.startswith("first"):
+            known = counts
+        elif counts != known:
+            yield f"{name}: {stage} made new programs: {counts} instead of {known}"
     for kind in first:
         new = second[kind] - first[kind]
         expected = 1 if report["counted"][kind] else 0
@@ -84,9 +87,15 @@ def check_pictures(folder):
             difference = np.abs(pictures[key].astype(int) - reference[key].astype(int))
             equal = np.mean(difference == 0)
             if name != "tensorflow, XLA":
-                print(f"{name}, {key}: largest difference {difference.max()}/255, {equal:.4%} equal")
+                largest = f"largest difference {difference.max()}/255"
+                print(f"{name}, {key}: {largest}, {equal:.4%} equal")
             if difference.max() > 1 or equal < 0.999:
                 yield f"{name} draws another picture of {key} than TensorFlow with XLA"
+        alone = pictures["mixed batch, one by one"].astype(int)
+        largest = np.abs(pictures["mixed batch"] - alone).max()
+        print(f"{name}: a mixed batch against its images alone: {largest}/255, bar 1/255")
+        if largest > 1:
+            yield f"{name}: an image of a mixed batch is not the one it is alone"
 
 
 def draw(jit_compile, output):
@@ -130,6 +139,8 @@ def draw(jit_compile, output):
         for steps in (5, 20, 50):
             pictures[f"{sampler}, {steps} steps"] = picture(sampler=sampler, num_steps=steps)
         count(f"sampler {sampler}, 5, 20 and 50 steps")
+    picture_of_strengths(model, picture, count)
+    batches(model, picture, count, pictures)
     path = output.with_suffix(".weights.h5")
     redraw("an in-place assign", lambda: assign(model))
     redraw("load_weights", lambda: load_weights(model, path))
@@ -137,6 +148,41 @@ def draw(jit_compile, output):
     np.savez(output, **pictures)
     counted = {kind: kind != "XLA modules" or jit_compile for kind in counters}
     print(json.dumps({"counts": counts, "moved": moved, "counted": counted}))
+
+
+def picture_of_strengths(model, picture, count):
+    image = picture()[0]
+
+    def from_picture(**settings):
+        settings = {"seed": 1, "num_steps": 10, "verbose": 0, **settings}
+        return model.image_to_image(image, "a red circle", **settings)
+
+    from_picture()
+    count("first image_to_image")
+    for strength in (0.1, 0.3, 0.8, 1.0):
+        for sampler in ("ddim", "euler_a", "heun", "unipc"):
+            from_picture(strength=strength, sampler=sampler)
+    count("image_to_image, strengths 0.1 to 1.0")
+
+
+def batches(model, picture, count, pictures):
+    """A batch whose images differ in everything, against each image alone."""
+    each = {
+        "seed": [42, 7, 42, 3],
+        "num_steps": [5, 20, 7, 50],
+        "sampler": ["ddim", "heun", "dpmpp_sde", "unipc"],
+        "unconditional_guidance_scale": [7.5, 1.0, 3.0, 12.0],
+    }
+    prompts = ["a red circle", "a blue square", "", "many words in a row"]
+    picture(prompt=prompts, seed=1)
+    count("first batch of four")
+    mixed = picture(prompt=prompts, **each)
+    count("a batch of four mixed in everything")
+    alone = [
+        picture(prompt=prompt, **{name: values[i] for name, values in each.items()})[0]
+        for i, prompt in enumerate(prompts)
+    ]
+    pictures["mixed batch"], pictures["mixed batch, one by one"] = mixed, np.stack(alone)
 
 
 def start_counters(jit_compile):

@@ -20,7 +20,8 @@ PHILOX = [
     [-0.12086647, -0.57972564, -0.62285122, -0.32838709],
     [-1.07454231, -0.36314407, -1.67105067, 2.26550497],
 ]
-SHAPES = [(1,), (15,), (16,), (17,), (4, 3), (1, 4, 32, 32), (1, 4, 64, 64), (2, 4, 17, 9), (3, 100)]
+SHAPES = [(1,), (15,), (16,), (17,), (4, 3), (3, 100), (2, 4, 17, 9)]
+SHAPES += [(1, 4, 32, 32), (1, 4, 64, 64)]
 SEEDS = [0, 42, 2**32 - 1, 2**32 + 42, 2**63 + 5]
 
 
@@ -60,7 +61,8 @@ def check_torch():
         for shape in SHAPES:  # successive draws of one stream
             theirs = torch.randn(shape, generator=generator).numpy()
             largest = max(largest, float(np.abs(stream.normal(shape) - theirs).max()))
-    print(f"cpu noise against torch.randn, {len(SEEDS)} seeds, {len(SHAPES)} successive shapes each: {largest:.1e}, bar 1e-6")
+    draws = f"{len(SEEDS)} seeds, {len(SHAPES)} successive shapes each"
+    print(f"cpu noise against torch.randn, {draws}: {largest:.1e}, bar 1e-6")
     if largest > 1e-6:
         yield "the cpu noise is not torch.randn's"
 
