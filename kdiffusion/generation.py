@@ -9,7 +9,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from kdiffusion import backend
+from kdiffusion import backend, images
 from kdiffusion.noise import NoiseStream
 from kdiffusion.sampling import loop
 from kdiffusion.sampling.guidance import Guidance, classifier_free
@@ -42,6 +42,15 @@ class Step(NamedTuple):
     num_steps: int
     denoised: np.ndarray
     state: State
+
+    @property
+    def preview(self) -> np.ndarray:
+        """The estimate as small pictures, uint8 (batch, height, width, 3); see `images.preview`.
+
+        Raises:
+            ValueError: If the latents are not those of Stable Diffusion 1.x or 2.x.
+        """
+        return images.preview(self.denoised)
 
 
 class Run(NamedTuple):
@@ -261,9 +270,9 @@ def _check_state(state, shape, last):
 def _check_finite(finite, row, last):
     finite = ops.convert_to_numpy(finite)
     if not finite.all():
-        images = np.flatnonzero(~finite).tolist()
+        broken = np.flatnonzero(~finite).tolist()
         raise ValueError(
-            f"The latents of image {', '.join(map(str, images))} of the batch became NaN or "
+            f"The latents of image {', '.join(map(str, broken))} of the batch became NaN or "
             f"infinite at network call {row} of {last}. Use dtype='float32' or 'bfloat16' if the "
             "network computes in float16; otherwise check the weights."
         )

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from keras import ops
 
-from kdiffusion import generation
+from kdiffusion import generation, images
 from kdiffusion.generation import Program, Run
 from kdiffusion.noise import noise_stream
 from kdiffusion.sampling import loop
@@ -100,6 +100,17 @@ def test_callbacks_see_every_step_and_may_stop(program):
 
     stopped = run(program, [table_of("heun", 5)], on_step=stop_at_two)
     np.testing.assert_array_equal(stopped, steps[1].denoised)
+
+
+def test_the_preview_of_a_step_shows_its_estimate():
+    latents = np.random.default_rng(1).normal(size=(2, 3, 4, 4)).astype("float32")
+    state = generation.State(1, np.zeros((5, *latents.shape), "float32"))
+    preview = generation.Step(1, 2, latents, state).preview
+    assert preview.shape == (2, 3, 4, 3) and preview.dtype == np.uint8
+    np.testing.assert_array_equal(preview, images.preview(latents))
+    assert preview.std() > 1
+    with pytest.raises(ValueError, match="Stable Diffusion"):
+        generation.Step(1, 2, latents[..., :3], state).preview
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
