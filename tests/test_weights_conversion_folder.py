@@ -21,6 +21,7 @@ from weights_conversion import (
     write_index,
     write_scheduler,
 )
+from weights_conversion.folder import LAYOUT_VERSION
 from weights_conversion.limits import Limits
 
 UNET = {"_class_name": "UNet2DConditionModel"}
@@ -296,6 +297,7 @@ def test_a_whole_pipeline_is_staged(tmp_path):
         assert not path.exists()
     assert json.loads((path / "model_index.json").read_text()) == {
         "_class_name": "StableDiffusionPipeline",
+        "_diffusers_version": LAYOUT_VERSION,
         "feature_extractor": [None, None],
         "requires_safety_checker": False,
         "safety_checker": [None, None],

@@ -11,6 +11,7 @@ from weights_conversion.configs import (
     text_encoder_config,
     text_encoder_fields,
 )
+from weights_conversion.conversion import Report, convert, open_model
 from weights_conversion.errors import (
     CheckpointError,
     CheckpointLimit,
@@ -21,17 +22,19 @@ from weights_conversion.errors import (
 )
 from weights_conversion.folder import (
     DiffusersFolder,
-    staged,
     write_component,
     write_index,
     write_scheduler,
 )
+from weights_conversion.folder_model import FolderModel
+from weights_conversion.inspection import inspect
 from weights_conversion.limits import Limits
 from weights_conversion.mapping import read, write
 from weights_conversion.names import Row, Stored, rows
 from weights_conversion.opening import open_checkpoint
 from weights_conversion.safetensors_reader import open_safetensors
 from weights_conversion.single_file import SingleFile, open_single_file
+from weights_conversion.staging import staged, staged_file
 from weights_conversion.torch_reader import open_torch
 from weights_conversion.translation import translate
 
@@ -42,8 +45,10 @@ __all__ = [
     "CheckpointMismatch",
     "CorruptCheckpoint",
     "DiffusersFolder",
+    "FolderModel",
     "Limits",
     "NonFiniteWeights",
+    "Report",
     "Row",
     "SingleFile",
     "Stored",
@@ -51,9 +56,12 @@ __all__ = [
     "UnsafeCheckpoint",
     "autoencoder_config",
     "autoencoder_fields",
+    "convert",
     "diffusion_model_config",
     "diffusion_model_fields",
+    "inspect",
     "open_checkpoint",
+    "open_model",
     "open_safetensors",
     "open_single_file",
     "open_torch",
@@ -62,6 +70,7 @@ __all__ = [
     "scheduler_config",
     "scheduler_fields",
     "staged",
+    "staged_file",
     "text_encoder_config",
     "text_encoder_fields",
     "translate",

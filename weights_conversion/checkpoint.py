@@ -82,17 +82,20 @@ class Checkpoint(Mapping[str, np.ndarray]):
         """Returns shape and dtype of a tensor without reading it."""
         return self._infos[name]
 
-    def renamed(self, names: Mapping[str, str], metadata: Mapping[str, str] | None = None):
-        """Returns a checkpoint of some of the tensors under other names.
-
-        Args:
-            names: the name here, by the new name.
-            metadata: its metadata; None for the same.
-        """
+    def renamed(self, names: Mapping[str, str]) -> Checkpoint:
+        """Returns a checkpoint of some of the tensors, with the name here by the new name."""
         return Checkpoint(
             self.path,
             {new: self._infos[name] for new, name in names.items()},
             lambda new: self._load(names[new]),
-            self.metadata if metadata is None else metadata,
+            self.metadata,
             self.notes,
         )
+
+
+def in_memory(tensors: Mapping[str, np.ndarray], path: Path = Path("memory")) -> Checkpoint:
+    """Returns arrays as a checkpoint; a checkpoint as it is."""
+    if isinstance(tensors, Checkpoint):
+        return tensors
+    infos = {name: TensorInfo(array.shape, array.dtype) for name, array in tensors.items()}
+    return Checkpoint(path, infos, tensors.__getitem__)

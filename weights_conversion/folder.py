@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import secrets
-import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 
-from weights_conversion.checkpoint import Checkpoint
+from weights_conversion.checkpoint import Checkpoint, in_memory
 from weights_conversion.errors import (
     CheckpointError,
     CheckpointLimit,
@@ -25,6 +23,18 @@ from weights_conversion.errors import (
 )
 from weights_conversion.limits import Limits
 from weights_conversion.safetensors_reader import open_safetensors
+from weights_conversion.safetensors_writer import Progress, write_safetensors
+from weights_conversion.staging import staged
+
+__all__ = [
+    "DiffusersFolder",
+    "read_json",
+    "staged",
+    "write_component",
+    "write_index",
+    "write_json",
+    "write_scheduler",
+]
 
 MAX_JSON_BYTES = 25_000_000
 MAX_SHARD_BYTES = 10_000_000_000  # what diffusers writes into one file
@@ -192,34 +202,6 @@ def _shard_path(root: Path, index: Path, name: str) -> Path:
     return path
 
 
-@contextlib.contextmanager
-def staged(path: str | os.PathLike) -> Iterator[Path]:
-    """Gives a folder to write into that becomes `path` at the end, or nothing if that fails.
-
-    Args:
-        path: the folder to make; it must not exist, or be empty.
-
-    Example:
-
-    >>> with staged("my-model") as folder:
-    ...     write_component(folder, "unet", config, tensors)
-    """
-    path = Path(path).absolute()
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise CheckpointError(f"{path} exists already. Choose another path or remove it first.")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    stage = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
-    stage.mkdir()
-    try:
-        yield stage
-        if path.exists():
-            path.rmdir()  # Windows replaces no folder, not even an empty one
-        stage.rename(path)
-    except BaseException:
-        shutil.rmtree(stage, ignore_errors=True)
-        raise
-
-
 def write_component(
     path: str | os.PathLike,
     component: str,
@@ -228,6 +210,7 @@ def write_component(
     *,
     variant: str | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
+    progress: Progress | None = None,
 ) -> None:
     """Writes a component's folder: its config and its weights, all of it or nothing.
 
@@ -236,17 +219,20 @@ def write_component(
         component: the name of the folder to make, such as "unet".
         config: what config.json shall hold. With a class name of diffusers in it, the weights'
             file is named as diffusers does, else as transformers does.
-        tensors: arrays by name; they need not be contiguous.
+        tensors: arrays by name, which need not be contiguous; of a `Checkpoint` one is read at a
+            time.
         variant: as in `DiffusersFolder.weights`.
         max_shard_bytes: size above which the weights are split into several files.
+        progress: is told the bytes of each part that was written.
 
     Raises:
         CheckpointError: the component's folder exists already and is not empty.
     """
     stem = _STEMS[0] if "_class_name" in config else _STEMS[1]
     with staged(Path(path) / component) as folder:
-        _write_json(folder / "config.json", config)
-        _write_weights(folder, stem, f".{variant}" if variant else "", tensors, max_shard_bytes)
+        write_json(folder / "config.json", config)
+        stem += f".{variant}" if variant else ""
+        _write_weights(folder / stem, in_memory(tensors), max_shard_bytes, progress)
 
 
 def write_scheduler(path: str | os.PathLike, config: Mapping[str, Any]) -> None:
@@ -256,7 +242,7 @@ def write_scheduler(path: str | os.PathLike, config: Mapping[str, Any]) -> None:
         CheckpointError: the folder exists already and is not empty.
     """
     with staged(Path(path) / "scheduler") as folder:
-        _write_json(folder / "scheduler_config.json", config)
+        write_json(folder / "scheduler_config.json", config)
 
 
 def write_index(path: str | os.PathLike, class_name: str = "StableDiffusionPipeline") -> None:
@@ -275,7 +261,7 @@ def write_index(path: str | os.PathLike, class_name: str = "StableDiffusionPipel
     index["requires_safety_checker"] = index["safety_checker"] != absent
     partial = folder / f".model_index.json.{secrets.token_hex(4)}.partial"
     try:
-        _write_json(partial, index)
+        write_json(partial, index)
         partial.replace(folder / "model_index.json")
     finally:
         partial.unlink(missing_ok=True)
@@ -295,43 +281,39 @@ def _class_row(component: Path) -> list[str | None]:
     return ["transformers", config["architectures"][0]]
 
 
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Writes a JSON object, as diffusers does."""
     path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _write_weights(
-    folder: Path, stem: str, dotted: str, tensors: Mapping[str, np.ndarray], max_bytes: int
+    stem: Path, tensors: Checkpoint, max_bytes: int, progress: Progress | None
 ) -> None:
     shards = _shards(tensors, max_bytes)
     if len(shards) == 1:
-        _save(folder / f"{stem}{dotted}.safetensors", tensors, shards[0])
+        path = stem.with_name(f"{stem.name}.safetensors")
+        write_safetensors(path, tensors, progress=progress)
         return
     weight_map = {}
     for number, names in enumerate(shards, start=1):
-        file = f"{stem}{dotted}-{number:05d}-of-{len(shards):05d}.safetensors"
-        _save(folder / file, tensors, names)
+        file = f"{stem.name}-{number:05d}-of-{len(shards):05d}.safetensors"
+        write_safetensors(stem.with_name(file), tensors, names, progress=progress)
         weight_map.update(dict.fromkeys(names, file))
-    total = sum(array.nbytes for array in tensors.values())
-    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-    _write_json(folder / f"{stem}.safetensors.index{dotted}.json", index)
+    index = {"metadata": {"total_size": tensors.nbytes}, "weight_map": weight_map}
+    plain, _, variant = stem.name.partition(".")
+    dotted = f".{variant}" if variant else ""
+    write_json(stem.with_name(f"{plain}.safetensors.index{dotted}.json"), index)
 
 
-def _shards(tensors: Mapping[str, np.ndarray], max_bytes: int) -> list[list[str]]:
+def _shards(tensors: Checkpoint, max_bytes: int) -> list[list[str]]:
     """Splits the names, in their order, into runs of at most this size (or one tensor)."""
     shards: list[list[str]] = [[]]
     size = 0
-    for name, array in tensors.items():
-        if shards[-1] and size + array.nbytes > max_bytes:
+    for name in tensors:
+        nbytes = tensors.info(name).nbytes
+        if shards[-1] and size + nbytes > max_bytes:
             shards.append([])
             size = 0
         shards[-1].append(name)
-        size += array.nbytes
+        size += nbytes
     return shards
-
-
-def _save(path: Path, tensors: Mapping[str, np.ndarray], names: list[str]) -> None:
-    from safetensors.numpy import save_file
-
-    # The format has no strides, and the library takes the memory as it lies.
-    contiguous = {name: np.asarray(tensors[name], order="C") for name in names}
-    save_file(contiguous, path, metadata={"format": "pt"})

@@ -40,13 +40,16 @@ _LAST_NORM = "model.diffusion_model.output_blocks.11.1.transformer_blocks.0.norm
 _LAST_NORM_DEVIATION = 0.09  # below in models of the noise, above in those of v, by ComfyUI
 
 
-def find_prediction(checkpoint: Checkpoint, family: Family, chosen: str | None) -> str:
+def find_prediction(
+    checkpoint: Checkpoint, family: Family, chosen: str | None = None, *, suggest: bool = True
+) -> str:
     """Returns "epsilon", "v" or "sample".
 
     Args:
         checkpoint: the file, in CompVis names.
         family: its family.
         chosen: what the caller says; None to find it out.
+        suggest: whether a tensor may be read to suggest a value in the error's message.
 
     Raises:
         CheckpointMismatch: nothing tells; the message names the argument and suggests a value.
@@ -62,7 +65,8 @@ def find_prediction(checkpoint: Checkpoint, family: Family, chosen: str | None) 
             return PREDICTIONS[word]
     raise CheckpointMismatch(
         f"{checkpoint.path} does not tell what its model predicts. Pass prediction_type='epsilon' "
-        "(models made for 512×512) or prediction_type='v' (for 768×768)." + _suggestion(checkpoint)
+        "(models made for 512×512) or prediction_type='v' (for 768×768)."
+        + (_suggestion(checkpoint) if suggest else "")
     )
 
 

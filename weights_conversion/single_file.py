@@ -33,7 +33,12 @@ COMPONENTS = {  # of a folder: the models in it
     "vae": ("image_encoder", "image_decoder"),
     "unet": ("diffusion_model",),
 }
-_COMPONENT_OF = {kind: component for component, kinds in COMPONENTS.items() for kind in kinds}
+COMPONENT_OF = {kind: component for component, kinds in COMPONENTS.items() for kind in kinds}
+FIELDS_OF_CONFIG = {
+    "text_encoder": configs.text_encoder_fields,
+    "vae": configs.autoencoder_fields,
+    "unet": configs.diffusion_model_fields,
+}
 # Beginnings of names in files that hold a part without its prefix, and the prefix.
 _BARE = (
     (("diffusion_model.",), "model."),
@@ -162,10 +167,13 @@ class SingleFile:
     Made by `open_single_file`.
 
     Attributes:
+        dialect: "compvis".
         path: the file.
         family: what it is.
         checkpoint: its tensors under their full CompVis names, the chosen ones of two.
     """
+
+    dialect = "compvis"
 
     def __init__(
         self,
@@ -203,8 +211,8 @@ class SingleFile:
                 "Take a file that holds the whole model, or its folder."
             )
         if self._folder is not None:
-            config = self._folder.config(_COMPONENT_OF[kind])
-            return _FIELDS_OF_CONFIG[_COMPONENT_OF[kind]](config)
+            config = self._folder.config(COMPONENT_OF[kind])
+            return FIELDS_OF_CONFIG[COMPONENT_OF[kind]](config)
         if kind == "text_encoder":
             return architecture.text_encoder(self._shapes)
         if kind == "diffusion_model":
@@ -329,10 +337,3 @@ class SingleFile:
     def _shapes(self) -> architecture.Shapes:
         infos = {name: self.checkpoint.info(name).shape for name in self.checkpoint}
         return architecture.Shapes(self.path, infos)
-
-
-_FIELDS_OF_CONFIG = {
-    "text_encoder": configs.text_encoder_fields,
-    "vae": configs.autoencoder_fields,
-    "unet": configs.diffusion_model_fields,
-}

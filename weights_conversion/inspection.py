@@ -1,0 +1,134 @@
+"""What is in a checkpoint, told from its header alone."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from weights_conversion.checkpoint import Checkpoint, TensorInfo
+from weights_conversion.errors import CheckpointError, CheckpointMismatch, printable
+from weights_conversion.families import Family, identify
+from weights_conversion.folder import DiffusersFolder
+from weights_conversion.limits import Limits
+from weights_conversion.opening import is_torch, open_checkpoint
+from weights_conversion.prediction import find_prediction
+from weights_conversion.single_file import COMPONENTS, canonical_names
+
+_PARTS = {  # beginnings of CompVis names
+    "diffusion model": "model.diffusion_model.",
+    "moving average": "model_ema.",
+    "autoencoder": "first_stage_model.",
+    "text encoder": "cond_stage_model.",
+}
+
+
+def inspect(path: str | os.PathLike, *, limits: Limits = Limits()) -> dict[str, Any]:
+    """Describes a checkpoint file or a folder in diffusers' layout, without reading weights.
+
+    Args:
+        path: the file or the folder.
+        limits: what a file may ask for.
+
+    Returns:
+        Plain values, fit for JSON: path, format, family, what to use if it cannot be loaded,
+        prediction (None if nothing tells), the sizes of the whole and of each part, metadata and
+        notes.
+
+    Raises:
+        CheckpointError: the file cannot be read; its subclasses tell why.
+
+    Example:
+
+    >>> inspect("v1-5-pruned-emaonly.safetensors")["family"]
+    'Stable Diffusion 1'
+    """
+    path = Path(path)
+    if path.is_dir():
+        return _folder(path)
+    checkpoint = open_checkpoint(path, limits=limits)
+    names = canonical_names(checkpoint)
+    family = identify({name: checkpoint.info(own).shape for name, own in names.items()})
+    parts: dict[str, list[TensorInfo]] = {title: [] for title in (*_PARTS, "other")}
+    for name, own in names.items():
+        title = next((t for t, beginning in _PARTS.items() if name.startswith(beginning)), "other")
+        parts[title].append(checkpoint.info(own))
+    return {
+        "path": str(path),
+        "format": "PyTorch" if is_torch(path) else "safetensors",
+        "file_bytes": path.stat().st_size,
+        "family": family.title,
+        "use": family.use,
+        "prediction": _prediction(checkpoint.renamed(names), family),
+        **_size(info for infos in parts.values() for info in infos),
+        "parts": {title: _size(infos) for title, infos in parts.items() if infos},
+        "metadata": checkpoint.metadata,
+        "notes": list(checkpoint.notes),
+    }
+
+
+def _folder(path: Path) -> dict[str, Any]:
+    folder = DiffusersFolder(path)
+    parts: dict[str, list[TensorInfo]] = {}
+    notes = []
+    for name in filter(folder.has, COMPONENTS):
+        try:
+            checkpoint = folder.weights(name)
+        except CheckpointError as error:
+            notes.append(str(error))
+        else:
+            parts[name] = [checkpoint.info(tensor) for tensor in checkpoint]
+    return {
+        "path": str(path),
+        "format": "diffusers",
+        "file_bytes": sum(file.stat().st_size for file in path.rglob("*") if file.is_file()),
+        "family": str(folder.index.get("_class_name")),
+        "use": None,
+        "prediction": _scheduler(folder).get("prediction_type", "epsilon"),
+        **_size(info for infos in parts.values() for info in infos),
+        "parts": {name: _size(infos) for name, infos in parts.items()},
+        "metadata": {},
+        "notes": notes,
+    }
+
+
+def _scheduler(folder: DiffusersFolder) -> dict[str, Any]:
+    return folder.config("scheduler") if folder.has("scheduler") else {}
+
+
+def _prediction(checkpoint: Checkpoint, family: Family) -> str | None:
+    try:
+        return find_prediction(checkpoint, family, suggest=False)
+    except CheckpointMismatch:
+        return None
+
+
+def _size(infos: Iterable[TensorInfo]) -> dict[str, Any]:
+    infos = list(infos)
+    return {
+        "tensors": len(infos),
+        "parameters": sum(info.nbytes // info.dtype.itemsize for info in infos),
+        "bytes": sum(info.nbytes for info in infos),
+        "dtypes": dict(Counter(info.dtype.name for info in infos).most_common()),
+    }
+
+
+def as_text(description: dict[str, Any]) -> str:
+    """Returns a description as lines for people, safe for a terminal."""
+    whole = {**description, "parts": {"all": description, **description["parts"]}}
+    lines = [
+        f"{printable(whole['path'])}: {whole['format']}, {whole['file_bytes']:,} bytes",
+        f"family: {whole['family']}" + (f" ({whole['use']})" if whole["use"] else ""),
+        f"prediction: {whole['prediction'] or 'not told; pass it'}",
+    ]
+    for title, part in whole["parts"].items():
+        dtypes = ", ".join(f"{count} {dtype}" for dtype, count in part["dtypes"].items())
+        lines.append(
+            f"{title}: {part['tensors']:,} tensors, {part['parameters']:,} numbers, "
+            f"{part['bytes']:,} bytes ({dtypes or 'none'})"
+        )
+    lines += [f"metadata {printable(k)}: {printable(v)}" for k, v in whole["metadata"].items()]
+    lines += [f"note: {note}" for note in whole["notes"]]
+    return "\n".join(lines)
