@@ -97,13 +97,18 @@ class Program:
         self._model = model
         key = (type(model), getattr(model, "architecture", model), model.dtype_policy.name)
         if key not in self._compiled:
-            self._compiled[key] = backend.compile_function(self._call, self._jit_compile)
+            self._compiled[key] = backend.compile_function(self._traceable(), self._jit_compile)
         return self._compiled[key](backend.weights_of(model), *tensors)
 
-    def _call(self, weights, *tensors):
-        # The model is looked up when the function is traced: a closure would keep it alive.
-        with backend.with_weights(self._model, weights):
-            return self._function(self._model, *tensors)
+    def _traceable(self):
+        """A new function each time: JAX shares traces between equal functions, as methods are."""
+
+        def call(weights, *tensors):
+            # The model is looked up when the function is traced: a closure would keep it alive.
+            with backend.with_weights(self._model, weights):
+                return self._function(self._model, *tensors)
+
+        return call
 
 
 def denoise(model, registers, block, start, stop, inputs):

@@ -256,6 +256,16 @@ def test_a_program_sees_new_weights_and_another_model():
     assert len(traced) == count
 
 
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_a_program_tells_architectures_of_the_same_shapes_apart(jit_compile):
+    program = Program(lambda model, x: model.power * model.weight * x, jit_compile)
+    x = ops.convert_to_tensor(np.float32(3.0))
+    for power in (1.0, 2.0, 1.0):
+        model = Network(1.0)
+        model.architecture = model.power = power
+        assert float(program(model, x)) == 3.0 * power
+
+
 def test_the_loop_stops_where_it_is_told():
     table = table_of("ddim", 4)
     rows = generation.pack([table], loop.BLOCK)
