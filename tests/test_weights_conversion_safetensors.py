@@ -2,13 +2,13 @@
 
 import json
 import os
-import struct
 import time
 import tracemalloc
 
 import ml_dtypes
 import numpy as np
 import pytest
+from corpus.headers import F4, container, tensor
 from safetensors.numpy import load_file, save_file
 
 from weights_conversion import (
@@ -19,21 +19,6 @@ from weights_conversion import (
 )
 from weights_conversion.limits import Limits
 from weights_conversion.safetensors_reader import DTYPES
-
-F4 = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
-
-
-def container(header, data=b"", length=None):
-    """The bytes of a file whose header is a dict, text or bytes."""
-    if isinstance(header, dict):
-        header = json.dumps(header)
-    if isinstance(header, str):
-        header = header.encode()
-    return struct.pack("<Q", len(header) if length is None else length) + header + data
-
-
-def tensor(**changes):
-    return {**F4, **changes}
 
 
 @pytest.fixture

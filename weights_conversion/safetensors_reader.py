@@ -145,7 +145,8 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     entries = dict(pairs)
     if len(entries) < len(pairs):
         counts = Counter(key for key, _ in pairs)
-        raise ValueError(f"the key {printable(counts.most_common(1)[0][0])} stands there twice")
+        twice = next(key for key, count in counts.items() if count > 1)
+        raise ValueError(f"the key {printable(twice)} stands there twice")
     return entries
 
 

@@ -30,7 +30,9 @@ COMMANDS = (
     Command("programs.py"),
     Command("dtypes.py", BOTH),
     Command("seeds.py", BOTH),
+    Command("inputs.py"),
     Command("sampler_parity.py"),
+    Command("corpus.py"),
     Command("installation.py"),
     Command("newcomer.py", short=None),
 )

@@ -89,7 +89,10 @@ def averaged(found, seed=1):
         )
         for name, array in found.items()
         if name.startswith("model.diffusion_model.")
-    } | {"model_ema.decay": np.float32(0.9999), "model_ema.num_updates": np.int64(7)}
+    } | {
+        "model_ema.decay": np.array(0.9999, np.float32),
+        "model_ema.num_updates": np.array(7),
+    }
 
 
 def training_leftovers():

@@ -1,0 +1,1 @@
+"""Checkpoint files that tests build: sound, odd, broken and hostile."""
