@@ -36,6 +36,7 @@ class Parameters:
         sampler: str, kdiffusion's name where it has one, else the label in the text.
         spacing: str, a timestep spacing, a sigma spacing, or both joined by `"+"`.
         guidance_scale: float.
+        strength: float, the share of the picture it started from that was changed, or `None`.
         seed: int, of this picture alone.
         width: int, in pixels.
         height: int, in pixels.
@@ -51,6 +52,7 @@ class Parameters:
     sampler: str | None = None
     spacing: str | None = None
     guidance_scale: float | None = None
+    strength: float | None = None
     seed: int | None = None
     width: int | None = None
     height: int | None = None
@@ -198,22 +200,27 @@ def _settings(parameters: Parameters) -> Iterator[tuple[str, str]]:
     spacing = dict.fromkeys((parameters.spacing or "").split("+"))
     sigmas = next((label for name, label in _SIGMA_SPACINGS.items() if name in spacing), None)
     timesteps = next((name for name in spacing if name and name not in _SIGMA_SPACINGS), None)
-    scale = parameters.guidance_scale
     size = (parameters.width, parameters.height)
     rows = {
         "Steps": parameters.num_steps,
         "Sampler": SAMPLER_LABELS.get(parameters.sampler or "", parameters.sampler),
         "Schedule type": sigmas,
         _TIMESTEP_SPACING: timesteps,
-        "CFG scale": int(scale) if scale is not None and float(scale).is_integer() else scale,
+        "CFG scale": _plain(parameters.guidance_scale),
         "Seed": parameters.seed,
         "Size": None if None in size else f"{size[0]}x{size[1]}",
         "Model": parameters.model,
+        "Denoising strength": _plain(parameters.strength),
         "RNG": _NOISES.get(parameters.noise or "", parameters.noise),
         **parameters.others,
         "Version": parameters.version,
     }
     return ((key, str(value)) for key, value in rows.items() if value is not None)
+
+
+def _plain(number: float | None) -> float | None:
+    """7 for 7.0, as people write it."""
+    return int(number) if number is not None and float(number).is_integer() else number
 
 
 def _join(prompt: str, negative_prompt: str, settings: Mapping[str, str]) -> str:
@@ -291,6 +298,7 @@ _PLAIN = {
     "Steps": ("num_steps", int),
     "CFG scale": ("guidance_scale", float),
     "Seed": ("seed", int),
+    "Denoising strength": ("strength", float),
     "Model": ("model", str),
     "Version": ("version", str),
 }

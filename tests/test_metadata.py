@@ -55,6 +55,8 @@ def test_text_comes_back_whatever_the_prompts(prompt, negative_prompt):
     [
         {"guidance_scale": 7.123456789},
         {"guidance_scale": 1e-7},
+        {"strength": 0.75},
+        {"strength": 1.0},
         {"spacing": "trailing"},
         {"spacing": "leading+karras"},
         {"sampler": "a sampler: of another program"},

@@ -1,0 +1,191 @@
+"""`kdiffusion generate`: pictures from a prompt, and from another picture."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import secrets
+import sys
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kdiffusion import __version__
+from kdiffusion.cli import files
+from kdiffusion.cli.messages import log, silent_import
+from kdiffusion.cli.options import GENERATE
+
+if TYPE_CHECKING:
+    from kdiffusion.metadata import Parameters
+    from kdiffusion.sampling.samplers import Sampler
+    from kdiffusion.sampling.spacing import Spacing
+
+_PREVIEW_PIXELS = 4  # for each latent: half of the picture's height and width
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Say what the command understands."""
+    parser.description = "Draw pictures from a prompt and write them as PNG files."
+    parser.set_defaults(run=run, usage_error=parser.error)
+    for title, options in GENERATE.items():
+        group = parser.add_argument_group(title)
+        for name, settings in options.items():
+            group.add_argument(name, **settings)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Draw, then write all the pictures or none."""
+    _check_task(arguments)
+    seed = secrets.randbelow(2**32) if arguments.seed is None else arguments.seed
+    paths = files.picture_paths(arguments.output, arguments.prompt, seed, arguments.batch_size)
+    _check_files(arguments, paths)
+    previews = [arguments.preview] if arguments.preview else []
+    before = files.identities([*previews, *paths])
+    start = time.monotonic()
+    try:
+        _draw(arguments, seed, paths)
+    except BaseException as error:
+        error.add_note(files.account(before))
+        raise
+    if not arguments.quiet:
+        log(f"seed {seed}, {time.monotonic() - start:.1f} s")
+    sys.stdout.writelines(f"{path}\n" for path in paths)
+
+
+def _check_task(arguments):
+    for name in ("mask", "strength"):
+        if getattr(arguments, name) is not None and not arguments.image:
+            arguments.usage_error(f"--{name} is for a picture to start from: add --image PATH")
+    if arguments.strength is None and arguments.image:
+        arguments.strength = 1.0 if arguments.mask else 0.8
+
+
+def _check_files(arguments, paths):
+    from kdiffusion.pictures import read
+
+    written = list(paths)
+    if arguments.preview:
+        files.check_suffix("--preview", arguments.preview)
+        if arguments.preview.absolute() in [path.absolute() for path in paths]:
+            raise ValueError(f"--preview and --output both name {str(arguments.preview)!r}")
+        written.insert(0, arguments.preview)
+    files.check_writable(written, arguments.force)
+    # The model reads them again, but long after it was loaded.
+    for name in ("image", "mask"):
+        if path := getattr(arguments, name):
+            read(path, f"--{name}", background=0.0)
+
+
+def _draw(arguments: argparse.Namespace, seed: int, paths: Sequence[Path]) -> None:
+    import kdiffusion
+    from kdiffusion.metadata import save_pictures
+
+    with silent_import():
+        model_class = kdiffusion.StableDiffusion
+    with contextlib.redirect_stdout(sys.stderr):  # the progress bar is no result
+        sampler, spacing = _sampling(arguments)
+        guidance = kdiffusion.Guidance(arguments.guidance_rescale, arguments.guidance_interval)
+        model = model_class.from_preset(arguments.preset, dtype=arguments.dtype)
+        images = _task(model, arguments)(
+            prompt=arguments.prompt,
+            negative_prompt=arguments.negative_prompt,
+            batch_size=arguments.batch_size,
+            num_steps=arguments.steps,
+            unconditional_guidance_scale=arguments.guidance_scale,
+            seed=seed,
+            sampler=sampler,
+            spacing=spacing,
+            height=arguments.height,
+            width=arguments.width,
+            guidance=guidance,
+            callback=_show(arguments.preview) if arguments.preview else None,
+            verbose=int(not arguments.quiet and sys.stderr.isatty()),
+            noise=arguments.noise,
+        )
+    made = _parameters(arguments, sampler, spacing)
+    pictures = {}
+    for index, (path, image) in enumerate(zip(paths, images, strict=True)):
+        height, width, _ = image.shape
+        pictures[path] = image, replace(made, seed=seed + index, height=height, width=width)
+    save_pictures(pictures, overwrite=arguments.force)
+
+
+def _sampling(arguments: argparse.Namespace) -> tuple[Sampler, Spacing]:
+    """The sampler and the spacing, the model's own where the user has not chosen."""
+    from kdiffusion.settings import resolve_sampling
+    from kdiffusion.weights import open_source
+
+    own = open_source(arguments.preset).sampling()
+    sampler, spacing = resolve_sampling(arguments.sampler, arguments.spacing, own)
+    return replace(sampler, eta=arguments.eta, order=arguments.order), spacing
+
+
+def _task(model, arguments) -> Callable[..., Any]:
+    """The method that draws what was asked for, as a function of what all of them take."""
+    if arguments.image is None:
+        return model.text_to_image
+    picture = {"image": arguments.image, "strength": arguments.strength}
+    if arguments.mask is None:
+        return lambda **settings: model.image_to_image(**picture, **settings)
+    return lambda **settings: model.inpaint(**picture, mask=arguments.mask, **settings)
+
+
+def _show(path: Path) -> Callable[..., None]:
+    """A callback that keeps a file showing the pictures as far as they are, side by side."""
+    import numpy as np
+
+    from kdiffusion import images
+
+    def show(step):
+        pictures = images.preview(step.denoised, _PREVIEW_PIXELS)
+        try:
+            files.replace_picture(path, np.concatenate(list(pictures), axis=1))
+        except OSError as error:  # no reason to lose the pictures themselves
+            warnings.warn(f"the preview cannot be written: {error}", stacklevel=1)
+
+    return show
+
+
+def _parameters(arguments: argparse.Namespace, sampler: Sampler, spacing: Spacing) -> Parameters:
+    """How the pictures were made, but for what each has of its own."""
+    from kdiffusion.metadata import Parameters
+
+    return Parameters(
+        prompt=arguments.prompt,
+        num_steps=arguments.steps,
+        negative_prompt=arguments.negative_prompt or "",
+        sampler=sampler.name,
+        spacing="+".join(filter(None, (spacing.timesteps, spacing.sigmas))),
+        guidance_scale=arguments.guidance_scale,
+        strength=arguments.strength,
+        model=_model_name(arguments.preset),
+        noise=arguments.noise,
+        version=f"kdiffusion {__version__}",
+        others={name: str(value) for name, value in _others(arguments, sampler)},
+    )
+
+
+def _others(arguments, sampler):
+    """Settings that few pictures have, in AUTOMATIC1111's words where it has any."""
+    if arguments.mask is not None:
+        yield "Mask mode", "Inpaint masked"
+        yield "Mask blur", 0
+    if sampler.eta is not None:
+        yield "Eta DDIM" if sampler.name == "ddim" else "Eta", sampler.eta
+    if sampler.order is not None:
+        yield "Order", sampler.order
+    if arguments.guidance_rescale:
+        yield "Guidance rescale", arguments.guidance_rescale
+    start, stop = arguments.guidance_interval
+    if (start, stop) != (0.0, 1.0):
+        yield "Guidance interval", f"{start} to {stop}"
+    if arguments.dtype:
+        yield "Dtype", arguments.dtype
+
+
+def _model_name(preset: str) -> str:
+    """The last part of a path or repository: where its owner keeps files is nobody's business."""
+    return Path(preset).name.removesuffix(".safetensors")

@@ -1,0 +1,143 @@
+"""The options of `kdiffusion generate`, in groups."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from pathlib import Path
+from typing import Any
+
+
+def count(text: str) -> int:
+    """A whole number from 1 on."""
+    value = int(text) if re.fullmatch(r"[0-9]{1,9}", text) else 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1 on, received {text!r}")
+    return value
+
+
+def share(text: str) -> float:
+    """A number from 0 to 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0.0 <= value <= 1.0:
+        raise argparse.ArgumentTypeError(f"expected a number from 0 to 1, received {text!r}")
+    return value
+
+
+FORCE: dict[str, Any] = {"action": "store_true", "help": "overwrite files"}
+DEBUG: dict[str, Any] = {"action": "store_true", "help": "show the traceback of an error"}
+SPACING: dict[str, Any] = {
+    "help": "leading, trailing, linspace, karras, exponential, beta, or a pair such as "
+    "leading+karras (default: the model's own)",
+}
+
+GENERATE: dict[str, dict[str, dict[str, Any]]] = {
+    "what to draw": {
+        "prompt": {"help": "what the picture shows"},
+        "--negative-prompt": {"metavar": "TEXT", "help": "what it does not show"},
+        "--height": {
+            "type": count,
+            "metavar": "PIXELS",
+            "help": "default: that of --image, else the model's own",
+        },
+        "--width": {"type": count, "metavar": "PIXELS", "help": "default: likewise"},
+        "--batch-size": {
+            "type": count,
+            "default": 1,
+            "metavar": "N",
+            "help": "pictures of this prompt (default: 1)",
+        },
+    },
+    "from a picture": {
+        "--image": {"type": Path, "metavar": "PATH", "help": "the picture to start from"},
+        "--strength": {
+            "type": share,
+            "metavar": "SHARE",
+            "help": "how much to change, 0.3 a little, 0.8 much (default: 0.8, with --mask 1)",
+        },
+        "--mask": {
+            "type": Path,
+            "metavar": "PATH",
+            "help": "a picture that is white where --image is to be repainted, black elsewhere",
+        },
+    },
+    "how to draw it": {
+        "--preset": {
+            "default": "random-tiny",
+            "help": "name of a model, a folder, or hf://organisation/repository (default: "
+            "random-tiny, whose random weights draw coloured noise)",
+        },
+        "--steps": {
+            "type": count,
+            "default": 50,
+            "metavar": "N",
+            "help": "steps of the sampler (default: 50)",
+        },
+        "--sampler": {
+            "metavar": "NAME",
+            "help": "ddim, euler_a, dpmpp_2m, unipc ...; `kdiffusion samplers` lists them "
+            "(default: the model's own)",
+        },
+        "--spacing": SPACING,
+        "--eta": {
+            "type": share,
+            "metavar": "SHARE",
+            "help": "fresh noise of each step, 0 is none (default: the sampler's own)",
+        },
+        "--order": {
+            "type": count,
+            "metavar": "N",
+            "help": "order of the sampler (default: its own)",
+        },
+        "--guidance-scale": {
+            "type": float,
+            "default": 7.5,
+            "metavar": "SCALE",
+            "help": "how closely to follow the prompt, 1 is off (default: 7.5)",
+        },
+        "--guidance-rescale": {
+            "type": share,
+            "default": 0.0,
+            "metavar": "SHARE",
+            "help": "against the glare of a high guidance scale; 0.7 is usual (default: 0, off)",
+        },
+        "--guidance-interval": {
+            "type": share,
+            "nargs": 2,
+            "default": (0.0, 1.0),
+            "metavar": ("START", "STOP"),
+            "help": "the share of the steps that is guided (default: 0 1)",
+        },
+        "--seed": {
+            "type": int,
+            "metavar": "N",
+            "help": "of the first picture, the next has N + 1 (default: a random one, reported)",
+        },
+        "--noise": {
+            "choices": ("cpu", "cuda"),
+            "default": "cpu",
+            "help": "whose random numbers a seed means: PyTorch's on a CPU, as in diffusers and "
+            "ComfyUI, or on a GPU, as in AUTOMATIC1111 (default: cpu)",
+        },
+        "--dtype": {"metavar": "NAME", "help": "float32, bfloat16 or float16 (default: Keras's)"},
+    },
+    "files and messages": {
+        "--output": {
+            "type": Path,
+            "metavar": "PATH",
+            "help": "a PNG file, or a folder (default: a file here named after prompt and seed); "
+            "several pictures get -0, -1 ...",
+        },
+        "--preview": {
+            "type": Path,
+            "metavar": "PATH",
+            "help": "a PNG file that shows, after each step, roughly what the pictures will be",
+        },
+        "--force": FORCE,
+        "--quiet": {"action": "store_true", "help": "print only the files' names and errors"},
+        "--debug": DEBUG,
+    },
+}
