@@ -164,6 +164,12 @@ def test_readme_names_every_sampler():
     assert [name for name in SAMPLERS if f"`{name}`" not in README] == []
 
 
+def test_readme_shows_pictures_that_are_there_and_small():
+    shown = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", README)
+    assert shown == ["docs/samplers.png"]
+    assert [name for name in shown if not 0 < (ROOT / name).stat().st_size <= 150_000] == []
+
+
 def test_readme_example_runs_as_written(tmp_path, monkeypatch):
     (example,) = blocks("python")
     assert len([line for line in example.splitlines() if line.strip()]) == 5
