@@ -27,11 +27,13 @@ class Command(NamedTuple):
 BOTH = ("tensorflow", "jax")
 
 COMMANDS = (
+    Command("building.py", BOTH),
     Command("programs.py"),
     Command("dtypes.py", BOTH),
     Command("seeds.py", BOTH),
     Command("inputs.py"),
     Command("sampler_parity.py"),
+    Command("resume.py", short=("--steps", "4", "--requests", "5")),
     Command("corpus.py"),
     Command("installation.py"),
     Command("newcomer.py", short=None),
