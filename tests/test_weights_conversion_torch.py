@@ -91,6 +91,7 @@ def test_shared_and_strided_storages(opened, method):
         "part": tensor(source, (2, 2), (4, 2), offset=5),
         "row": tensor(source, (4,), (1,), offset=8),
         "repeated": tensor(source, (3, 2), (0, 1)),
+        "any stride": tensor(source, (1, 4), (2**61, 1), offset=8),
         "scalar": tensor(source, (), (), offset=7),
         "empty": tensor(source, (0, 5), (5, 1)),
     }
@@ -102,6 +103,7 @@ def test_shared_and_strided_storages(opened, method):
         "turned": grid.T,
         "part": grid[1:, 1::2],
         "row": grid[2],
+        "any stride": grid[2:],
         "repeated": np.tile(array[:2], (3, 1)),
         "scalar": np.float32(7).reshape(()),
         "empty": np.empty((0, 5), np.float32),

@@ -75,6 +75,11 @@ class FolderModel:
         return self._scheduler["sampling"]
 
     @property
+    def sample_size(self) -> int | list[int]:
+        """Side, or height and width, in latents, of the pictures that the model was made for."""
+        return self.folder.config("unet").get("sample_size") or 64
+
+    @property
     def dropped(self) -> list[str]:
         """The folder's parts that are no part of Stable Diffusion's four networks."""
         known = {*COMPONENTS, "scheduler", "tokenizer"}

@@ -229,6 +229,8 @@ def _view(source: Any, offset: Any, shape: Any, strides: Any, dtype=None) -> Ten
     dtype = dtype or source.dtype
     if len(shape) > _MAX_RANK or math.prod(filter(None, shape)) > _MAX_ELEMENTS:
         raise Unusable("a tensor has a shape that no array can have")
+    # Strides of axes that are not walked along are at times any number.
+    strides = tuple(stride if size > 1 else 0 for size, stride in zip(shape, strides))
     tensor = Tensor(source, offset + source.first, shape, strides, dtype)
     end = (tensor.offset + tensor.span) * dtype.itemsize
     if end > source.numel * source.dtype.itemsize:

@@ -349,10 +349,11 @@ def _as_array(flat: np.ndarray, tensor: Tensor, big_endian: bool) -> np.ndarray:
     if big_endian and unit > 1:
         part = unit // 2 if tensor.dtype.kind == "c" else unit
         flat = np.ascontiguousarray(flat.reshape(-1, part)[:, ::-1]).reshape(-1)
-    numbers = flat.view(tensor.dtype)
     if 0 in tensor.shape:
         return np.empty(tensor.shape, tensor.dtype)
+    # As bytes of that size, because NumPy makes no strided views of some of ml_dtypes' types.
+    items = flat.view(np.dtype((np.void, unit)))
     strides = tuple(stride * unit for stride in tensor.strides)
-    view = np.lib.stride_tricks.as_strided(numbers, tensor.shape, strides)
+    view = np.lib.stride_tricks.as_strided(items, tensor.shape, strides)
     # A view of a whole, contiguous array stays one; anything else is copied out of its storage.
-    return np.ascontiguousarray(view).reshape(tensor.shape)
+    return np.ascontiguousarray(view).reshape(tensor.shape).view(tensor.dtype)

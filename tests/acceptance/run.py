@@ -35,6 +35,8 @@ COMMANDS = (
     Command("sampler_parity.py"),
     Command("resume.py", short=("--steps", "4", "--requests", "5")),
     Command("corpus.py"),
+    Command("fuzz.py", short=("--count", "5000")),
+    Command("compvis.py", short=("--tiny",)),
     Command("installation.py"),
     Command("newcomer.py", short=None),
 )
