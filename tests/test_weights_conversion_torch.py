@@ -266,6 +266,8 @@ BROKEN = {
     "offset past the end": tensor(storage("0", "FloatStorage", 3), (1,), (1,), 3),
     "offset over 64 bits": tensor(storage("0", "FloatStorage", 3), (1,), (1,), 2**65),
     "negative stride": tensor(storage("0", "FloatStorage", 3), (3,), (-1,)),
+    "a dictionary of two": name("collections", "OrderedDict") + b"(]]tR",
+    "a list of a number": name("builtins", "list") + b"(K\x01tR",
     "stride missing": tensor(storage("0", "FloatStorage", 3), (3, 1), (1,)),
     "shape over 64 bits": tensor(storage("0", "FloatStorage", 3), (2**40, 2**40, 0), (0, 0, 0)),
     "rank 40": tensor(storage("0", "FloatStorage", 3), (1,) * 40, (1,) * 40),

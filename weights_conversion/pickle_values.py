@@ -258,7 +258,7 @@ def _subclass(arguments: tuple, spend: Callable[[int], None]) -> Any:
 
 
 def _dictionary(arguments: tuple, spend: Callable[[int], None]) -> dict:
-    (pairs,) = arguments or ((),)
+    pairs = _only(arguments)
     if isinstance(pairs, dict):
         spend(len(pairs))
         return dict(pairs)
@@ -273,12 +273,18 @@ def _dictionary(arguments: tuple, spend: Callable[[int], None]) -> dict:
     return result
 
 
+def _only(arguments: tuple) -> Any:
+    if len(arguments) > 1:
+        raise Unusable(f"a container is made of {len(arguments):,} arguments")
+    return arguments[0] if arguments else ()
+
+
 def _default_dictionary(arguments: tuple, spend: Callable[[int], None]) -> dict:
     return _dictionary(arguments[1:2], spend)
 
 
 def _list(arguments: tuple, spend: Callable[[int], None]) -> list:
-    (items,) = arguments or ((),)
+    items = _only(arguments)
     if not isinstance(items, (list, tuple)):
         raise Unusable("a list is made of something else than items")
     spend(len(items))
