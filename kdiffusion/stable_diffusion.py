@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from kdiffusion import generation, images, weights
+from kdiffusion import generation, images
 from kdiffusion.components import Components
 from kdiffusion.generation import Run, State, Step
 from kdiffusion.sampling.guidance import Guidance
@@ -23,6 +23,7 @@ from kdiffusion.starts import (
     inpainting_start,
     unit_noise,
 )
+from kdiffusion.weights import open_source, save
 
 
 class StableDiffusion(Components):
@@ -37,8 +38,8 @@ class StableDiffusion(Components):
         img_width: int, default width of a picture in pixels, a multiple of 8.
         jit_compile: `True`, `False` or `"auto"`, whether to compile with XLA. Automatic means
             everywhere but for half types on TensorFlow's CPU, where a plain graph is faster.
-        preset: a name in `kdiffusion.presets.PRESETS`, the path of a folder in diffusers' layout,
-            or `"hf://organisation/repository"`.
+        preset: a name in `kdiffusion.presets.PRESETS`, the path of a folder in diffusers' layout
+            or of a single file, or `"hf://organisation/repository"`.
         dtype: Keras dtype policy of all networks, or `None` for the global one. `"bfloat16"` and
             `"float16"` also store the weights in half.
 
@@ -76,6 +77,8 @@ class StableDiffusion(Components):
         jit_compile: bool | str = "auto",
         *,
         dtype: Any = None,
+        prediction_type: str | None = None,
+        weights: str = "ema",
     ) -> StableDiffusion:
         """Make a model that draws at the size its checkpoint was trained for.
 
@@ -85,6 +88,9 @@ class StableDiffusion(Components):
             img_width: int, or `None` for the checkpoint's own.
             jit_compile: see the class.
             dtype: see the class.
+            prediction_type: `"epsilon"`, `"v"` or `"sample"`, for a single file that does not
+                tell.
+            weights: `"ema"` or `"raw"`, for a single file that holds both.
 
         Returns:
             A `StableDiffusion`.
@@ -92,7 +98,7 @@ class StableDiffusion(Components):
         Raises:
             ValueError: If there is no such preset, folder or repository.
         """
-        source = weights.open_source(preset)
+        source = open_source(preset, prediction_type=prediction_type, weights=weights)
         model = cls(
             img_height or source.height,
             img_width or source.width,
@@ -367,7 +373,7 @@ class StableDiffusion(Components):
             "image_decoder": self.decoder,
             "diffusion_model": self.diffusion_model,
         }
-        weights.save(
+        save(
             path,
             models,
             self.tokenizer,

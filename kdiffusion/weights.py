@@ -1,4 +1,4 @@
-"""Where a model's parts come from: a diffusers folder, the hub, or random numbers from a seed."""
+"""Where a model's parts come from: a folder, a file, the hub, or random numbers from a seed."""
 
 from __future__ import annotations
 
@@ -104,54 +104,49 @@ def arrays_of(model: keras.Model) -> dict[str, np.ndarray]:
     }
 
 
-class FolderSource:
-    """A folder in diffusers' layout.
+class CheckpointSource:
+    """A folder in diffusers' layout, or a single file in CompVis names.
 
     Args:
-        path: path of the folder.
-        size: (height, width) in pixels, or `None` for what the folder's `sample_size` says.
+        path: path of the folder or file.
+        size: (height, width) in pixels, or `None` for what the checkpoint was made for.
+        settings: keyword arguments of `weights_conversion.open_model`.
     """
 
-    def __init__(self, path: str | os.PathLike, size: tuple[int, int] | None = None):
-        from weights_conversion import DiffusersFolder
+    def __init__(self, path: str | os.PathLike, size: tuple[int, int] | None = None, **settings):
+        from weights_conversion import open_model
 
-        self.folder = DiffusersFolder(path)
+        self.checkpoint: Any = open_model(path, **settings)
         self.name = Path(path).resolve().name
-        if size is None:
-            cells = self.folder.config("unet").get("sample_size") or 64
-            sides = (cells, cells) if isinstance(cells, int) else tuple(cells)
-            downsampling = self.architecture("image_decoder").downsampling
-            size = tuple(side * downsampling for side in sides)
-        self.height, self.width = size
+        self.height, self.width = size or self._trained_size()
 
     def architecture(self, kind):
-        return MODELS[kind].architecture_class(**self._fields(kind))
+        return MODELS[kind].architecture_class(**self.checkpoint.fields(kind))
 
     def model(self, kind, dtype):
-        from weights_conversion import mapping, names
+        from weights_conversion import read
 
-        model = MODELS[kind](self._fields(kind), initialize=False, dtype=dtype, name=kind)
-        component = _COMPONENTS[kind]
-        beside = [other for other in MODELS if _COMPONENTS[other] == component and other != kind]
-        assign(
-            model,
-            mapping.read(
-                names.rows(kind, self._fields(kind)),
-                self.folder.weights(component),
-                "diffusers",
-                beside=[row for other in beside for row in names.rows(other, self._fields(other))],
-            ),
+        model = MODELS[kind](self.architecture(kind), initialize=False, dtype=dtype, name=kind)
+        arrays = read(
+            self.checkpoint.rows(kind),
+            self.checkpoint.tensors(kind),
+            self.checkpoint.dialect,
+            beside=self.checkpoint.beside(kind),
         )
+        assign(model, arrays)
         return model
 
     def tokenizer(self):
-        return SimpleTokenizer.from_folder(self.folder.path / "tokenizer")
+        folder = self.checkpoint.path / "tokenizer"
+        if folder.is_dir():
+            return SimpleTokenizer.from_folder(folder)
+        return SimpleTokenizer.default(pad_id=getattr(self.checkpoint, "pad_id", None))
 
     def schedule(self):
-        return Schedule(**self._scheduler()["schedule"])
+        return Schedule(**self.checkpoint.schedule)
 
     def sampling(self):
-        settings = dict(self._scheduler()["sampling"])
+        settings = dict(self.checkpoint.sampling)
         sampler = settings.pop("sampler")
         # Stable Diffusion was trained for an offset of 1, and diffusers' pipeline insists on it
         # whatever the file says: early files were written with 0.
@@ -162,21 +157,11 @@ class FolderSource:
             **settings,
         )
 
-    def _fields(self, kind):
-        from weights_conversion import configs
-
-        read = {
-            "text_encoder": configs.text_encoder_fields,
-            "vae": configs.autoencoder_fields,
-            "unet": configs.diffusion_model_fields,
-        }
-        component = _COMPONENTS[kind]
-        return read[component](self.folder.config(component))
-
-    def _scheduler(self):
-        from weights_conversion import schedulers
-
-        return schedulers.scheduler_fields(self.folder.config("scheduler"))
+    def _trained_size(self) -> tuple[int, int]:
+        cells = self.checkpoint.sample_size
+        sides = (cells, cells) if isinstance(cells, int) else tuple(cells)
+        downsampling = self.architecture("image_decoder").downsampling
+        return sides[0] * downsampling, sides[1] * downsampling
 
 
 class RandomSource:
@@ -236,12 +221,14 @@ def _random_weight(kind, path, shape):
     return (generator.standard_normal(tuple(shape)) * deviation).astype(np.float32)
 
 
-def open_source(preset: str | os.PathLike) -> Source:
-    """Find what a preset name, a folder or a hub address stands for; may download.
+def open_source(preset: str | os.PathLike, **settings) -> Source:
+    """Find what a preset name, a folder, a file or a hub address stands for; may download.
 
     Args:
         preset: a name in `kdiffusion.presets.PRESETS`, `"random-tiny"`, the path of a folder in
-            diffusers' layout, or `"hf://organisation/repository[@revision]"`.
+            diffusers' layout or of a single file (`.safetensors`, `.ckpt`), or
+            `"hf://organisation/repository[@revision]"`.
+        settings: keyword arguments of `weights_conversion.open_single_file`, for single files.
 
     Returns:
         A `Source`.
@@ -254,16 +241,19 @@ def open_source(preset: str | os.PathLike) -> Source:
         return RandomSource()
     if text in PRESETS:
         record = PRESETS[text]
-        return FolderSource(_download(record.repository), (record.height, record.width))
+        return CheckpointSource(_download(record.repository), (record.height, record.width))
     if text.startswith("hf://"):
         repository, _, revision = text.removeprefix("hf://").partition("@")
-        return FolderSource(_download(repository, revision or None))
+        return CheckpointSource(_download(repository, revision or None))
     if os.path.isdir(text):
-        return FolderSource(text)
+        return CheckpointSource(text)
+    if os.path.exists(text):
+        return CheckpointSource(text, **settings)
     known = ", ".join(sorted([*PRESETS, RandomSource.name]))
     raise ValueError(
-        f"`preset` must be a known name, a folder in diffusers' layout, or an address "
-        f"'hf://organisation/repository'. Received: preset={text!r}, which is no folder here. "
+        f"`preset` must be a known name, a folder in diffusers' layout, a .safetensors or .ckpt "
+        f"file, or an address 'hf://organisation/repository'. Received: preset={text!r}, which is "
+        "no file or folder here. "
         f"Known names: {known}"
     )
 

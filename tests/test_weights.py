@@ -7,7 +7,7 @@ import pytest
 from keras import ops
 
 from kdiffusion import StableDiffusion, presets, weights
-from kdiffusion.weights import FolderSource, RandomSource, open_source
+from kdiffusion.weights import CheckpointSource, RandomSource, open_source
 
 
 @pytest.fixture(scope="module")
@@ -50,8 +50,8 @@ def test_saving_does_not_overwrite(tiny, folder):
 
 @pytest.mark.parametrize("kind", weights.MODELS)
 def test_half_weights_are_the_rounded_ones(folder, kind):
-    exact = weights.arrays_of(FolderSource(folder).model(kind, "float32"))
-    half = weights.arrays_of(FolderSource(folder).model(kind, "bfloat16"))
+    exact = weights.arrays_of(CheckpointSource(folder).model(kind, "float32"))
+    half = weights.arrays_of(CheckpointSource(folder).model(kind, "bfloat16"))
     assert exact.keys() == half.keys()
     for path, value in half.items():
         rounded = np.asarray(exact[path], value.dtype)
@@ -155,7 +155,7 @@ def test_steps_start_at_one_whatever_an_early_file_says(folder, tmp_path):
     config = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
     config["steps_offset"] = 0
     (path / "scheduler" / "scheduler_config.json").write_text(json.dumps(config))
-    assert FolderSource(path).sampling()[1].steps_offset == 1
+    assert CheckpointSource(path).sampling()[1].steps_offset == 1
 
 
 def test_tensors_take_over_aligned_memory():
@@ -169,3 +169,53 @@ def test_tensors_take_over_aligned_memory():
         assert ops.convert_to_numpy(ops.cast(tensor, "float32")).tolist() == (
             np.arange(15).reshape(3, 5).tolist()
         )
+
+
+@pytest.mark.parametrize("extension", ["safetensors", "ckpt"])
+@pytest.mark.parametrize("family", ["sd1", "sd1-inpaint", "sd2"])
+def test_a_single_file_gives_every_model_its_weights(tmp_path, extension, family):
+    from corpus import models
+    from safetensors.numpy import save_file
+
+    tensors = models.tensors(family) | models.training_leftovers()
+    path = tmp_path / f"model.{extension}"
+    if extension == "ckpt":
+        path.write_bytes(models.pickled(tensors))
+    else:
+        save_file(tensors, path)
+    source = open_source(path, prediction_type="v" if family == "sd2" else None)
+    assert source.schedule().prediction == ("v" if family == "sd2" else "epsilon")
+    assert source.sampling()[0] == "ddim"
+    for kind in weights.MODELS:
+        fields = models.FIELDS[family][models.KINDS[kind]]
+        expected = models.weights(kind, fields)
+        found = weights.arrays_of(source.model(kind, "float32"))
+        assert found.keys() == expected.keys()
+        for name, value in found.items():
+            np.testing.assert_array_equal(value, expected[name])
+
+
+def test_a_single_file_that_does_not_tell_its_prediction_asks_for_it(tmp_path):
+    from corpus import models
+    from safetensors.numpy import save_file
+
+    save_file(models.tensors("sd2"), tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match="prediction_type"):
+        StableDiffusion.from_preset(tmp_path / "model.safetensors")
+    model = StableDiffusion.from_preset(tmp_path / "model.safetensors", prediction_type="v")
+    assert model.schedule.prediction == "v"
+    assert model.img_height == 96 * 2
+
+
+def test_a_tokenizer_that_a_file_lacks_is_the_usual_one(tmp_path, monkeypatch):
+    from corpus import models
+    from safetensors.numpy import save_file
+
+    asked = []
+    monkeypatch.setattr(
+        weights.SimpleTokenizer, "default", classmethod(lambda cls, **given: asked.append(given))
+    )
+    for family in ("sd1", "sd2"):
+        save_file(models.tensors(family), tmp_path / f"{family}.safetensors")
+        open_source(tmp_path / f"{family}.safetensors", prediction_type="v").tokenizer()
+    assert asked == [{"pad_id": None}, {"pad_id": 0}]
