@@ -40,13 +40,11 @@ def decode_in_tiles(
     weight = _ramp(min(tile, height), overlap)[:, None] * _ramp(min(tile, width), overlap)
     weight = weight.repeat(factor, axis=0).repeat(factor, axis=1)[..., None]
     total = np.zeros((height * factor, width * factor, 1), np.float32)
-    picture = 0.0
+    picture = np.zeros((height * factor, width * factor, 3), np.float32)
     for top in rows:
         for left in columns:
             part = decode(latents[:, top : top + tile, left : left + tile])[0]
             window = tuple(slice(start * factor, (start + tile) * factor) for start in (top, left))
-            if np.isscalar(picture):
-                picture = np.zeros((*total.shape[:2], part.shape[-1]), np.float32)
             picture[window] += weight * part
             total[window] += weight
     return (picture / total)[None]
