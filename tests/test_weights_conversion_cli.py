@@ -141,6 +141,16 @@ def test_scale_and_facts_that_shapes_do_not_tell(tmp_path):
     assert open_model(tmp_path / "c.safetensors").fields("image_decoder")["latent_scale"] == 0.5
 
 
+def test_errors_of_configs_name_the_folder(tmp_path, sd1):
+    convert(open_model(sd1), tmp_path / "folder")
+    config = tmp_path / "folder" / "unet" / "config.json"
+    config.write_text(config.read_text().replace('"norm_eps": 1e-05', '"norm_eps": 7'))
+    with pytest.raises(CheckpointMismatch, match="folder.unet.*norm_eps = 7"):
+        open_model(tmp_path / "folder").fields("diffusion_model")
+    with pytest.raises(CheckpointMismatch, match="folder.unet.*norm_eps = 7"):
+        open_model(sd1, config=tmp_path / "folder").fields("diffusion_model")
+
+
 def test_zero_terminal_snr_is_kept(tmp_path):
     marks = {"ztsnr": np.empty(0, np.float32), "v_pred": np.empty(0, np.float32)}
     source = open_model(saved(tmp_path / "a.safetensors", tensors("sd1") | marks))

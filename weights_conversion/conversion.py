@@ -15,12 +15,13 @@ import numpy as np
 
 from weights_conversion import architecture, configs, folder
 from weights_conversion.checkpoint import Checkpoint, in_memory
+from weights_conversion.components import COMPONENTS
 from weights_conversion.errors import CheckpointMismatch
 from weights_conversion.folder import DiffusersFolder
 from weights_conversion.folder_model import FolderModel
 from weights_conversion.safetensors_reader import DTYPES
 from weights_conversion.safetensors_writer import Progress, write_safetensors
-from weights_conversion.single_file import COMPONENTS, SingleFile, open_single_file
+from weights_conversion.single_file import SingleFile, open_single_file
 from weights_conversion.staging import check_space, removed_if_killed, staged, staged_file
 from weights_conversion.translation import merge, translate
 

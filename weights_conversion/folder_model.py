@@ -7,11 +7,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from weights_conversion import configs
 from weights_conversion.checkpoint import Checkpoint
+from weights_conversion.components import COMPONENT_OF, COMPONENTS, component_fields
 from weights_conversion.folder import DiffusersFolder
 from weights_conversion.names import Row, rows
-from weights_conversion.single_file import COMPONENT_OF, COMPONENTS, FIELDS_OF_CONFIG
 
 
 class FolderModel:
@@ -40,8 +39,7 @@ class FolderModel:
 
     def fields(self, kind: str) -> dict[str, Any]:
         """Returns the architecture fields of a kind of model; both halves of the autoencoder's."""
-        component = COMPONENT_OF[kind]
-        return FIELDS_OF_CONFIG[component](self.folder.config(component))
+        return component_fields(self.folder, COMPONENT_OF[kind])
 
     def rows(self, kind: str) -> tuple[Row, ...]:
         """Returns the name table of a kind of model."""
@@ -62,7 +60,7 @@ class FolderModel:
 
     @cached_property
     def _scheduler(self) -> dict[str, dict[str, Any]]:
-        return configs.scheduler_fields(self.folder.config("scheduler"))
+        return component_fields(self.folder, "scheduler")
 
     @property
     def schedule(self) -> dict[str, Any]:

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from weights_conversion.checkpoint import Checkpoint, TensorInfo
+from weights_conversion.components import COMPONENTS
 from weights_conversion.errors import CheckpointError, CheckpointMismatch, printable
 from weights_conversion.families import Family, identify
 from weights_conversion.folder import DiffusersFolder
 from weights_conversion.limits import Limits
 from weights_conversion.opening import is_torch, open_checkpoint
 from weights_conversion.prediction import find_prediction
-from weights_conversion.single_file import COMPONENTS, canonical_names
+from weights_conversion.single_file import canonical_names
 
 _PARTS = {  # beginnings of CompVis names
     "diffusion model": "model.diffusion_model.",

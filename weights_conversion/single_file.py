@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from weights_conversion import architecture, configs, mapping
+from weights_conversion import architecture, mapping
 from weights_conversion.checkpoint import Checkpoint
+from weights_conversion.components import COMPONENT_OF, component_fields
 from weights_conversion.errors import CheckpointMismatch, listed
 from weights_conversion.families import Family, describe, identify
 from weights_conversion.folder import DiffusersFolder
@@ -27,17 +28,6 @@ _PREFIXES = {
     "image_encoder": _VAE,
     "image_decoder": _VAE,
     "diffusion_model": _UNET,
-}
-COMPONENTS = {  # of a folder: the models in it
-    "text_encoder": ("text_encoder",),
-    "vae": ("image_encoder", "image_decoder"),
-    "unet": ("diffusion_model",),
-}
-COMPONENT_OF = {kind: component for component, kinds in COMPONENTS.items() for kind in kinds}
-FIELDS_OF_CONFIG = {
-    "text_encoder": configs.text_encoder_fields,
-    "vae": configs.autoencoder_fields,
-    "unet": configs.diffusion_model_fields,
 }
 # Beginnings of names in files that hold a part without its prefix, and the prefix.
 _BARE = (
@@ -211,8 +201,7 @@ class SingleFile:
                 "Take a file that holds the whole model, or its folder."
             )
         if self._folder is not None:
-            config = self._folder.config(COMPONENT_OF[kind])
-            return FIELDS_OF_CONFIG[COMPONENT_OF[kind]](config)
+            return component_fields(self._folder, COMPONENT_OF[kind])
         if kind == "text_encoder":
             return architecture.text_encoder(self._shapes)
         if kind == "diffusion_model":
@@ -331,7 +320,7 @@ class SingleFile:
         """What config= says of the schedule and the sampler."""
         if self._folder is None:
             return None
-        return configs.scheduler_fields(self._folder.config("scheduler"))
+        return component_fields(self._folder, "scheduler")
 
     @cached_property
     def _shapes(self) -> architecture.Shapes:

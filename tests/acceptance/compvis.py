@@ -42,8 +42,8 @@ from weights_conversion import (  # noqa: E402
     write_index,
     write_scheduler,
 )
+from weights_conversion.components import COMPONENTS  # noqa: E402
 from weights_conversion.layouts import stored_shapes  # noqa: E402
-from weights_conversion.single_file import COMPONENTS  # noqa: E402
 
 DTYPE = np.dtype(np.float16)
 MOST_EXTRA_BYTES = 300_000_000
@@ -177,12 +177,19 @@ def converted(source, destination, *options):
     return []
 
 
+# Not ru_maxrss, which a process inherits from the one that started it.
 MEASURED = """
-import resource, sys
+import sys
+from pathlib import Path
 from weights_conversion.cli import main
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+def peak():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+
+before = peak()
 code = main(sys.argv[1:])
-print(1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before))
+print(peak() - before)
 sys.exit(code)
 """
 
