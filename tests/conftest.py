@@ -1,5 +1,7 @@
 """What the tests share: one tiny model for a whole run, because compiling it takes seconds."""
 
+import os
+
 import pytest
 
 
@@ -9,3 +11,21 @@ def tiny():
     from kdiffusion import StableDiffusion
 
     return StableDiffusion.from_preset("random-tiny", jit_compile=False)
+
+
+@pytest.fixture
+def stand_in(monkeypatch, tmp_path):
+    """A stand-in for the model, in an empty folder, with the user's environment put back."""
+    from cli_stand_in import StandIn, chosen_sampling
+
+    import kdiffusion
+    from kdiffusion.cli import generate
+
+    class Fresh(StandIn):
+        asked: dict = {}
+
+    monkeypatch.setitem(vars(kdiffusion), "StableDiffusion", Fresh)
+    monkeypatch.setattr(generate, "_sampling", chosen_sampling)
+    monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", os.environ.get("TF_CPP_MIN_LOG_LEVEL", "3"))
+    monkeypatch.chdir(tmp_path)
+    return Fresh
