@@ -142,7 +142,7 @@ def resolve_sampling(
     return sampler, Spacing.parse(spacing, own_spacing)
 
 
-def one_each(name: str, values: Sequence, count: int) -> list:
+def one_each(name: str, values: Sequence | np.ndarray, count: int) -> list:
     """The values as a list, if there is one for each of `count` images.
 
     Raises:
