@@ -6,6 +6,7 @@ import os
 import ml_dtypes
 import numpy as np
 import pytest
+from corpus.pickles import archive, dictionary, floats
 from safetensors.numpy import load_file, save_file
 
 from weights_conversion import (
@@ -96,6 +97,28 @@ def test_shards_in_both_orders_of_the_index_name(tmp_path, index, variant):
     assert checkpoint.path.name == index
 
 
+def pickled(value):
+    return archive(dictionary(**{f"x{value}": floats("0", (1,))}), {"0": np.float32([value])})
+
+
+@pytest.mark.parametrize("stem", ["diffusion_pytorch_model", "pytorch_model"])
+def test_files_of_pytorch_where_there_are_no_others(tmp_path, stem):
+    folder = tmp_path / "unet"
+    folder.mkdir()
+    (folder / f"{stem}.fp16.bin").write_bytes(pickled(3))
+    assert DiffusersFolder(tmp_path).weights("unet", "fp16")["x3"] == [3]
+    with pytest.raises(CheckpointMismatch, match="without a variant, but .*model.fp16.bin"):
+        DiffusersFolder(tmp_path).weights("unet")
+    (folder / f"{stem}-00001-of-00002.bin").write_bytes(pickled(1))
+    (folder / f"{stem}-00002-of-00002.bin").write_bytes(pickled(2))
+    index = {"weight_map": {f"x{n}": f"{stem}-0000{n}-of-00002.bin" for n in (1, 2)}}
+    (folder / f"{stem}.bin.index.json").write_text(json.dumps(index))
+    checkpoint = DiffusersFolder(tmp_path).weights("unet")
+    assert (checkpoint["x1"], checkpoint["x2"]) == ([1], [2])
+    save(folder / "diffusion_pytorch_model.safetensors", one(9))
+    assert list(DiffusersFolder(tmp_path).weights("unet")) == ["x9"]
+
+
 def test_missing_variant_lists_those_there(tmp_path):
     save(tmp_path / "unet" / "diffusion_pytorch_model.fp16.safetensors", one(0))
     folder = DiffusersFolder(tmp_path)
@@ -107,10 +130,10 @@ def test_missing_variant_lists_those_there(tmp_path):
 
 def test_missing_weights(tmp_path):
     folder = DiffusersFolder(tmp_path)
-    with pytest.raises(CheckpointMismatch, match="Expected diffusion_pytorch_model.safetensors"):
+    with pytest.raises(CheckpointMismatch, match="Expected one of .*model.safetensors"):
         folder.weights("unet")
     (tmp_path / "unet").mkdir()
-    (tmp_path / "unet" / "diffusion_pytorch_model.bin").write_bytes(b"")
+    (tmp_path / "unet" / "diffusion_flax_model.msgpack").write_bytes(b"")
     with pytest.raises(CheckpointMismatch, match="no safetensors files, but"):
         folder.weights("unet")
 

@@ -22,7 +22,7 @@ from weights_conversion.errors import (
     printable,
 )
 from weights_conversion.limits import Limits
-from weights_conversion.safetensors_reader import open_safetensors
+from weights_conversion.opening import open_checkpoint
 from weights_conversion.safetensors_writer import Progress, write_safetensors
 from weights_conversion.staging import staged
 
@@ -38,7 +38,11 @@ __all__ = [
 
 MAX_JSON_BYTES = 25_000_000
 MAX_SHARD_BYTES = 10_000_000_000  # what diffusers writes into one file
-_STEMS = ("diffusion_pytorch_model", "model")  # diffusers' components and transformers'
+# Names of weights, of diffusers' components and of transformers', the better format first.
+_STEMS = {
+    ".safetensors": ("diffusion_pytorch_model", "model"),
+    ".bin": ("diffusion_pytorch_model", "pytorch_model"),
+}
 _TOKENIZER_FILES = (
     "vocab.json",
     "merges.txt",
@@ -90,7 +94,9 @@ class DiffusersFolder:
         return {name: path for name, path in paths.items() if path.is_file()}
 
     def weights(self, component: str, variant: str | None = None) -> Checkpoint:
-        """Opens a component's weights: one safetensors file, or several with their index.
+        """Opens a component's weights: one file, or several with their index.
+
+        Safetensors files are taken before PyTorch's `.bin` files.
 
         Args:
             component: its folder's name, such as "unet".
@@ -101,17 +107,18 @@ class DiffusersFolder:
         """
         folder = self.path / component
         dotted = f".{variant}" if variant else ""
-        for stem in _STEMS:
-            single = folder / f"{stem}{dotted}.safetensors"
-            if _exists(single):
-                return open_safetensors(single)
-            # today's order of index and variant, and that of diffusers before 0.27
-            for name in (
-                f"{stem}.safetensors.index{dotted}.json",
-                f"{stem}{dotted}.safetensors.index.json",
-            ):
-                if _exists(folder / name):
-                    return _open_shards(self.path, folder / name)
+        for suffix, stems in _STEMS.items():
+            for stem in stems:
+                single = folder / f"{stem}{dotted}{suffix}"
+                if _exists(single):
+                    return open_checkpoint(single)
+                # today's order of index and variant, and that of diffusers before 0.27
+                for name in (
+                    f"{stem}{suffix}.index{dotted}.json",
+                    f"{stem}{dotted}{suffix}.index.json",
+                ):
+                    if _exists(folder / name):
+                        return _open_shards(self.path, folder / name)
         raise CheckpointMismatch(_missing_weights(folder, variant))
 
 
@@ -122,15 +129,16 @@ def _exists(path: Path) -> bool:
 def _missing_weights(folder: Path, variant: str | None) -> str:
     wanted = f"weights of variant {variant!r}" if variant else "weights without a variant"
     names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-    tensors = [name for name in names if ".safetensors" in name]
+    tensors = [name for name in names if name.endswith(tuple(_STEMS)) or ".index." in name]
     if tensors:
         return (
             f"{folder} has no {wanted}, but {listed(tensors)}. "
-            "Pass the part before .safetensors as variant."
+            "Pass the part before the suffix as variant."
         )
-    if any(name.endswith((".bin", ".ckpt", ".pt", ".msgpack", ".h5")) for name in names):
+    if any(name.endswith((".ckpt", ".pt", ".msgpack", ".h5")) for name in names):
         return f"{folder} has no safetensors files, but {listed(names)}. Convert them first."
-    return f"{folder} has no {wanted}. Expected {_STEMS[0]}.safetensors or {_STEMS[1]}.safetensors."
+    expected = [f"{stem}{suffix}" for suffix, stems in _STEMS.items() for stem in stems]
+    return f"{folder} has no {wanted}. Expected one of {listed(expected)}."
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -164,7 +172,7 @@ def _open_shards(root: Path, index: Path) -> Checkpoint:
             f"{index} lists {len(weight_map):,} tensors, more than the {max_tensors:,} allowed."
         )
     shards = {
-        name: open_safetensors(_shard_path(root, index, name))
+        name: open_checkpoint(_shard_path(root, index, name))
         for name in sorted(set(weight_map.values()))
     }
     for name, shard in shards.items():
@@ -228,7 +236,7 @@ def write_component(
     Raises:
         CheckpointError: the component's folder exists already and is not empty.
     """
-    stem = _STEMS[0] if "_class_name" in config else _STEMS[1]
+    stem = _STEMS[".safetensors"][0 if "_class_name" in config else 1]
     with staged(Path(path) / component) as folder:
         write_json(folder / "config.json", config)
         stem += f".{variant}" if variant else ""
