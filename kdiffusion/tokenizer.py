@@ -13,7 +13,7 @@ every text. Transformers' tokenizer departs from it, hence from this one:
 import html
 import os
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import ftfy
@@ -38,9 +38,10 @@ WORDS = regex.compile(
     r"|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+",
     regex.IGNORECASE,
 )
-# CLIP's longest token has 32 bytes, so a row reads eight times what it can hold. Without a bound a
-# megabyte of combining marks takes minutes: Unicode normalisation is quadratic in such a run.
-CHARACTERS_PER_TOKEN = 256
+# CLIP's longest token has 32 bytes, so a row reads twice what it can hold. The time is bounded by
+# this alone: Unicode normalisation is quadratic in a run of combining marks, 4 s for 20,000 of the
+# worst (each becomes two, in falling order), hours for a megabyte.
+CHARACTERS_PER_TOKEN = 64
 # Bounds the memory of a process that serves for months.
 MAX_CACHED_WORDS, MAX_CACHED_LENGTH = 1 << 16, 32
 MAX_SHOWN = 300
@@ -244,7 +245,9 @@ class SimpleTokenizer:
         return regex.sub(r"\s+", " ", text).strip().lower()
 
     def encode(self, text: str) -> list[int]:
-        """Encodes a text of any length.
+        """Encodes a text of any length; see `rows` for what may come from strangers.
+
+        The time grows with the square of the longest run of combining marks.
 
         Args:
             text: a prompt.
@@ -320,7 +323,7 @@ class SimpleTokenizer:
 
         Args:
             prompts: list of texts. A longer one than a row keeps its first words, and a warning
-                shows the others. Of 77 ids no more than 19,712 characters are read (256 an id).
+                shows the others. Of 77 ids no more than 4,928 characters are read (64 an id).
 
         Returns:
             int32 (len(prompts), max_length): start id, words, end id, then `pad_id`.
@@ -328,7 +331,8 @@ class SimpleTokenizer:
         Raises:
             ValueError: `prompts` is not a list of strings.
         """
-        if isinstance(prompts, str) or not all(isinstance(prompt, str) for prompt in prompts):
+        listed = isinstance(prompts, Collection) and not isinstance(prompts, str)
+        if not listed or not all(isinstance(prompt, str) for prompt in prompts):
             raise ValueError(f"`prompts` must be a list of strings. Received: {prompts!r:.200}")
         rows = np.full((len(prompts), self.max_length), self.pad_id, np.int32)
         for n, prompt in enumerate(prompts):

@@ -87,9 +87,10 @@ def test_only_strings_are_prompts(tokenizer, prompt):
         tokenizer.rows([prompt])
 
 
-def test_rows_refuses_a_bare_string(tokenizer):
-    with pytest.raises(ValueError, match="list of strings. Received: 'cat'"):
-        tokenizer.rows("cat")
+@pytest.mark.parametrize("prompts", ["cat", None, 3, iter(["cat"])])
+def test_rows_wants_a_list(tokenizer, prompts):
+    with pytest.raises(ValueError, match=f"list of strings. Received: {prompts!r}"):
+        tokenizer.rows(prompts)
 
 
 def test_byte_level_ids_by_hand():
@@ -215,6 +216,13 @@ def test_a_megabyte_is_read_as_far_as_a_row_can_hold(tokenizer, prompt):
     with pytest.warns(UserWarning, match="Dropped: '"):
         rows = tokenizer.rows([prompt])
         np.testing.assert_array_equal(rows, tokenizer.rows([prompt[:30_000]]))
+
+
+def test_a_row_reads_64_characters_an_id(tokenizer):
+    end = tokenizer.end_of_text
+    assert tokenizer.rows([" " * (64 * 77 - 3) + "cat"])[0, :3].tolist() == [518, 513, end]
+    with pytest.warns(UserWarning, match="Dropped: 'cat'$"):
+        assert tokenizer.rows([" " * (64 * 77) + "cat"])[0, 1] == end
 
 
 def test_decode_is_the_inverse_up_to_spaces(tokenizer):
