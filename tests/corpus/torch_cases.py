@@ -112,6 +112,8 @@ SCALAR = (
     name("numpy.core.multiarray", "scalar") + b"(" + NUMPY_DTYPE + b"C\x08" + bytes(8) + b"tR"
 )
 BOMB = 1 << 27
+MODULUS = 2**61 - 1  # of Python's hash of numbers
+COLLIDING = b"}(" + b"".join(number(n * MODULUS) + b"N" for n in range(1, 150_000)) + b"u"
 LAUGHS = text("ha") + b"q\x00" + b"".join(b"h%ch%c\x86q%c" % (n, n, n + 1) for n in range(60))
 
 CASES = [
@@ -166,10 +168,16 @@ CASES = [
     Case(48, "10^7 lists, deflated", archive(b"]" * 10**7, method=zipfile.ZIP_DEFLATED),
          CheckpointLimit),
     Case(48, "10^7 lists", archive(b"]" * 10**7), CheckpointLimit),
+    *(Case(48, f"900,000 {what} beside a tensor", archived(beside(b"](" + code * 900_000 + b"e")),
+           expected=LOADS) for what, code in {"lists": b"]", "dictionaries": b"}"}.items()),
+    Case(48, "150,000 numbers of one hash as keys", archived(beside(COLLIDING)), expected=LOADS),
     Case(49, "LONG_BINPUT of 2^32 - 1", archived(b"]r\xff\xff\xff\xff"), CheckpointLimit),
     Case(50, "billion laughs", archived(beside(LAUGHS)), expected=LOADS),
     Case(51, "200,000 nested tuples", archived(b")" + b"\x85" * 200_000), CheckpointLimit),
     Case(51, "200,000 nested tuples as a key", archived(b"})" + b"\x85" * 200_000 + b"Ns"),
+         CheckpointLimit),
+    Case(51, "100,000 nested placeholders",
+         archived(name("pathlib", "Path") + b"q\x00N" + b"\x85q\x010h\x00h\x01R" * 100_000),
          CheckpointLimit),
     Case(51, "200,000 nested marks", archived(b"(" * 200_000), CorruptCheckpoint),
     Case(52, "LONG4 of 2^31 bytes", archived(b"\x8b\xff\xff\xff\x7f"), CorruptCheckpoint),
