@@ -25,7 +25,9 @@ from weights_conversion import (
     open_model,
     open_safetensors,
 )
+from weights_conversion.checkpoint import in_memory
 from weights_conversion.cli import main
+from weights_conversion.safetensors_writer import write_safetensors
 from weights_conversion.staging import removed_if_killed
 
 KINDS_OF = {"unet": ["diffusion_model"], "vae": ["image_encoder", "image_decoder"]}
@@ -193,6 +195,19 @@ def test_one_tensor_at_a_time(tmp_path):
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 3 * largest + 2_000_000 < path.stat().st_size
+
+
+def test_the_writers_bytes_are_the_librarys(tmp_path):
+    found = {name: array for name, array in tensors("sd1").items() if ".out." in name}
+    found |= {f"half.{name}": array.astype(np.float16) for name, array in found.items()}
+    save_file(found, tmp_path / "library", {"format": "pt"})
+    write_safetensors(tmp_path / "own", in_memory(found))
+    assert (tmp_path / "own").read_bytes() == (tmp_path / "library").read_bytes()
+
+
+def test_what_no_file_can_hold(tmp_path):
+    with pytest.raises(CheckpointMismatch, match="dtype object"):
+        write_safetensors(tmp_path / "x", in_memory({"x": np.zeros(2, object)}))
 
 
 # ── the command line ──────────────────────────────────────────────────────────────────────────

@@ -137,6 +137,13 @@ def test_the_last_layer_of_open_clip_is_not_used(opened):
     assert model.dropped == sorted(extra)
 
 
+def test_the_projection_of_clip_is_not_used(opened):
+    extra = {"cond_stage_model.transformer.text_projection.weight": np.zeros((64, 64), np.float32)}
+    model = opened(SD1 | extra)
+    check_arrays(model, "sd1")
+    assert model.dropped == sorted(extra)
+
+
 def test_open_clip_with_all_24_layers(opened, monkeypatch):
     monkeypatch.setattr("weights_conversion.architecture._OPEN_CLIP_DEPTH", 1)
     model = opened(SD2, prediction_type="epsilon")

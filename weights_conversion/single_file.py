@@ -23,6 +23,8 @@ from weights_conversion.prediction import find_prediction
 
 _UNET, _VAE, _TEXT = "model.diffusion_model.", "first_stage_model.", "cond_stage_model."
 _CLIP, _OPEN_CLIP = "cond_stage_model.transformer.", "cond_stage_model.model."
+# Beginnings of names in merges of NovelAI's time, which lack "text_model.".
+_NOVELAI = tuple(f"{_CLIP}{part}." for part in ("embeddings", "encoder", "final_layer_norm"))
 _PREFIXES = {
     "text_encoder": _TEXT,
     "image_encoder": _VAE,
@@ -121,8 +123,8 @@ def canonical_names(checkpoint: Checkpoint) -> dict[str, str]:
             if full.startswith(beginnings):
                 full = prefix + full
                 break
-        if full.startswith(_CLIP) and not full.startswith(f"{_CLIP}text_model."):
-            full = f"{_CLIP}text_model.{full.removeprefix(_CLIP)}"  # merges of NovelAI's time
+        if full.startswith(_NOVELAI):
+            full = f"{_CLIP}text_model.{full.removeprefix(_CLIP)}"
         if full in names:
             raise CheckpointMismatch(
                 f"{checkpoint.path} holds the same tensor under two names: "
@@ -222,12 +224,8 @@ class SingleFile:
     def tensors(self, kind: str) -> Checkpoint:
         """Returns the tensors under a kind's prefix that its model may have, read lazily."""
         names = [name for name in self.checkpoint if name.startswith(_PREFIXES[kind])]
-        if kind == "text_encoder" and architecture.is_open_clip(self._shapes):
-            depth = self.fields(kind)["depth"]
-            unused = (
-                f"{_OPEN_CLIP}text_projection",
-                f"{_OPEN_CLIP}transformer.resblocks.{depth}.",
-            )
+        if kind == "text_encoder":
+            unused = self._unused_in_text_encoder()
             names = [name for name in names if not name.startswith(unused)]
         return self.checkpoint.renamed({name: name for name in names})
 
@@ -295,6 +293,15 @@ class SingleFile:
             for row in self.rows(kind)
         }
         return sorted(self._all - taken)
+
+    def _unused_in_text_encoder(self) -> tuple[str, ...]:
+        """Beginnings of names: CLIP's projection, and what comes after the layer that is used."""
+        depth = self.fields("text_encoder")["depth"]
+        return (
+            f"{_CLIP}text_projection",
+            f"{_OPEN_CLIP}text_projection",
+            f"{_OPEN_CLIP}transformer.resblocks.{depth}.",
+        )
 
     def _latent_scale(self) -> float | None:
         if _LATENT_SCALE not in self.checkpoint or self._shapes.shapes[_LATENT_SCALE] != ():
