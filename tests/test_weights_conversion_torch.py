@@ -6,7 +6,6 @@ are read in tests/parity.
 
 import io
 import struct
-import time
 import zipfile
 import zlib
 
@@ -299,10 +298,8 @@ LIMITS = {
 
 @pytest.mark.parametrize("pickled", LIMITS.values(), ids=LIMITS)
 def test_budgets(opened, pickled):
-    began = time.monotonic()
     with pytest.raises(CheckpointLimit):
         opened(archive(pickled))
-    assert time.monotonic() - began < 5
 
 
 def test_billion_laughs_load_in_no_time(opened):
