@@ -115,10 +115,10 @@ class Components:
         Raises:
             ValueError: If there is no text.
         """
-        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        if not prompts:
+        rows = self.tokenizer.rows([prompt] if isinstance(prompt, str) else prompt)
+        if not len(rows):
             raise ValueError("`prompt` must be a text or a list of texts. Received: an empty list")
-        tokens = ops.convert_to_tensor(self.tokenizer.rows(prompts), "int32")
+        tokens = ops.convert_to_tensor(rows, "int32")
         return ops.convert_to_numpy(self._encode_text_program(self.text_encoder, tokens))
 
     def encode_image(

@@ -146,8 +146,13 @@ def one_each(name: str, values: Sequence | np.ndarray, count: int) -> list:
     """The values as a list, if there is one for each of `count` images.
 
     Raises:
-        ValueError: If there are more or fewer.
+        ValueError: If there are more or fewer, or it is no list.
     """
+    if not isinstance(values, (list, tuple, np.ndarray)):
+        raise ValueError(
+            f"`{name}` must be one value of its kind, or a list of {count}, one for each image. "
+            f"Received: {name}={values!r}"
+        )
     if len(values) != count:
         raise ValueError(
             f"`{name}` must be one value, or a list of {count}, one for each image. "

@@ -1,5 +1,6 @@
 """The command line, with a stand-in for the model."""
 
+import argparse
 import os
 import subprocess
 import sys
@@ -322,3 +323,27 @@ def test_package_runs_as_a_module():
         timeout=60,
     )
     assert done.stdout == f"kdiffusion {kdiffusion.__version__}\n"
+
+
+def test_checkpoint_commands_are_those_of_weights_conversion(capsys):
+    from safetensors.numpy import save_file
+
+    save_file({"a": np.zeros(3, np.float32)}, "file.safetensors")
+    assert cli.main(["inspect", "file.safetensors", "--json"]) == 0
+    assert '"tensors": 1' in capsys.readouterr().out
+    assert cli.main(["convert", "file.safetensors", "folder"]) == 1
+    assert "file.safetensors" in capsys.readouterr().err
+    assert files() == ["file.safetensors"]
+
+
+def test_help_lists_every_command(capsys):
+    from weights_conversion.cli import add_commands
+
+    with pytest.raises(SystemExit):
+        cli.main(["--help"])
+    listed = capsys.readouterr().out
+    commands = argparse.ArgumentParser().add_subparsers()
+    add_commands(commands)
+    assert commands.choices.keys() == cli._CHECKPOINT_COMMANDS.keys()
+    for name in ("generate", "samplers", *cli._CHECKPOINT_COMMANDS):
+        assert f"\n    {name} " in listed

@@ -2,7 +2,6 @@
 
 import json
 import os
-import time
 import tracemalloc
 
 import ml_dtypes
@@ -245,13 +244,11 @@ REFUSED = {
 @pytest.mark.parametrize("case", REFUSED)
 def test_refused(opened, case):
     content, error, message = REFUSED[case]
-    start = time.perf_counter()
     with pytest.raises(error, match=message) as caught:
         opened(content)
     assert "model.safetensors" in str(caught.value)
     assert len(str(caught.value)) < 1000
     assert str(caught.value).isprintable()
-    assert time.perf_counter() - start < 5
 
 
 def test_nothing_is_allocated_for_a_lie(opened):

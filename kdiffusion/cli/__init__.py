@@ -1,4 +1,4 @@
-"""The command line: `kdiffusion generate "a prompt"`, `kdiffusion samplers`.
+"""The command line: `kdiffusion generate "a prompt"`, `samplers`, `inspect`, `convert`, `repair`.
 
 Results go to files and the standard output, everything else to the standard error. Keras and
 TensorFlow are imported only when a picture is drawn.
@@ -16,6 +16,13 @@ from kdiffusion.cli import generate, samplers
 from kdiffusion.cli.messages import describe, log, notes, plain_warnings
 
 OK, FAILED, INTERRUPTED = 0, 1, 130  # argparse itself leaves with 2 on a usage error
+
+# Those of weights_conversion, which is imported only when one of them is called.
+_CHECKPOINT_COMMANDS = {
+    "inspect": "tell what a checkpoint is",
+    "convert": "write a checkpoint in another layout",
+    "repair": "cut off what stands behind the last tensor of a file",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -36,7 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     a-red-circle-42.png
     0
     """
-    arguments = _parser().parse_args(argv)
+    argv = sys.argv[1:] if argv is None else list(argv)
+    arguments = _parser(argv[:1]).parse_args(argv)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a name need not fit the terminal
     try:
@@ -53,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return OK
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(command: Sequence[str] = ()) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="kdiffusion", description="Stable Diffusion, native to Keras."
     )
@@ -61,4 +69,11 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     generate.add_arguments(commands.add_parser("generate", help="draw pictures"))
     samplers.add_arguments(commands.add_parser("samplers", help="list the samplers"))
+    if _CHECKPOINT_COMMANDS.keys() & set(command):
+        from weights_conversion.cli import add_commands
+
+        add_commands(commands)
+    else:
+        for name, text in _CHECKPOINT_COMMANDS.items():
+            commands.add_parser(name, help=text)
     return parser
