@@ -73,6 +73,20 @@ def test_big_endian(opened, key, size):
     assert opened(content)["x"].tobytes() == little.byteswap().tobytes()
 
 
+def test_big_endian_complex_numbers(opened):
+    array = np.array([1 + 2j, 3 - 4j], np.complex64)
+    pickled = dictionary(x=tensor(storage("0", "ComplexFloatStorage", 2), (2,), (1,)))
+    content = archive(pickled, {"0": array.byteswap().tobytes()}, byteorder=b"big")
+    np.testing.assert_array_equal(opened(content)["x"], array, strict=True)
+
+
+def test_legacy_views_of_storages(opened):
+    view = b"(" + text("view") + number(2) + number(3) + b"tt"
+    source = storage("a", "FloatStorage", 6).removesuffix(b"tQ") + view + b"Q"
+    content = legacy(dictionary(x=tensor(source, (3,), (1,))), [("a", ARRAY)])
+    np.testing.assert_array_equal(opened(content)["x"], ARRAY.reshape(-1)[2:5])
+
+
 def test_bfloat16_is_bit_exact(opened):
     array = np.array([1.5, -2, 3e38], ml_dtypes.bfloat16)
     pickled = dictionary(x=tensor(storage("0", "BFloat16Storage", 3), (3,), (1,)))
@@ -142,6 +156,8 @@ def test_lightning_leftovers_become_placeholders():
 
 def test_names_that_are_only_mentioned_load():
     assert loaded(name("os", "system")) == Global("os", "system")
+    with pytest.raises(UnsafeCheckpoint, match="reaches for"):
+        loaded(name("torch", "serialization.os.system"))
 
 
 def test_plain_containers_of_all_protocols():
@@ -180,6 +196,29 @@ def test_the_content_decides_not_the_name(tmp_path):
     path = tmp_path / "model.safetensors"
     path.write_bytes(archive(dictionary(x=floats("0", (2, 3))), {"0": ARRAY}))
     np.testing.assert_array_equal(open_checkpoint(path)["x"], ARRAY)
+
+
+def test_a_safetensors_header_that_starts_like_a_pickle(tmp_path):
+    header = b'{"x":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'.ljust(640)
+    path = tmp_path / "model"
+    path.write_bytes(struct.pack("<Q", 640) + header + struct.pack("<f", 2))
+    assert open_checkpoint(path)["x"] == [2]
+
+
+def test_the_record_of_large_archives(opened):
+    content = archive(dictionary(x=floats("0", (2, 3))), {"0": ARRAY})
+    np.testing.assert_array_equal(opened(with_large_record(content, 2))["x"], ARRAY)
+    with pytest.raises(UnsafeCheckpoint, match="two directories"):
+        opened(with_large_record(content, 1))
+
+
+def with_large_record(content, count):
+    """Adds the second end record that PyTorch writes, with this number of members."""
+    end = content.rindex(b"PK\x05\x06")
+    length, begin = struct.unpack_from("<2L", content, end + 12)
+    record = struct.pack("<4sQ2H2L4Q", b"PK\x06\x06", 44, 45, 45, 0, 0, count, count, length, begin)
+    locator = struct.pack("<4sLQL", b"PK\x06\x07", 0, end, 1)
+    return content[:end] + record + locator + content[end:]
 
 
 def test_a_crc_of_zero_is_none(opened):

@@ -31,4 +31,4 @@ class Limits(NamedTuple):
     nesting: int = 1_000
     members: int = 100_000
     compression: int = 100
-    expanded_bytes: int = 64_000_000
+    expanded_bytes: int = 16_000_000

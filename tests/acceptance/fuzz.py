@@ -1,7 +1,7 @@
 """Mutants of small sound files: `python tests/acceptance/fuzz.py [--count N] [--seed N]`.
 
 For each parser, N mutants (default 200,000) are opened and read whole. Each must load or raise a
-`CheckpointError`: nothing else, none slower than a second, none for more than 1 GB. A safetensors
+`CheckpointError`: nothing else, none in more than a second, or for more than 1 GB. A safetensors
 mutant that loads must load in the safetensors library too. Exits with 1 if one fails, and prints
 its bytes.
 """
@@ -65,12 +65,12 @@ def fuzz(name, seeds, check, folder, arguments):
     began = time.perf_counter()
     for _ in range(arguments.count):
         content = mutant(generator, seeds)
-        start = time.perf_counter()
+        start = time.process_time()  # a busy machine is no slow parser
         try:
             outcome = check(content, folder / "model.ckpt")
         except Exception as error:  # whatever is no CheckpointError is what this looks for
             outcome = f"FAILED with {type(error).__name__}: {str(error)[:200]}"
-        seconds = time.perf_counter() - start
+        seconds = time.process_time() - start
         slowest = max(slowest, seconds)
         if seconds > MOST_SECONDS:
             outcome = f"FAILED: took {seconds:.1f} s"
