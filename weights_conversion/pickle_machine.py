@@ -40,14 +40,23 @@ class Machine:
 
     def run(self, opcodes: Mapping[int, Callable[[Machine], None]]) -> Any:
         """Interprets opcodes until the one that ends the pickle; returns the top of the stack."""
+        content, end = self.content, len(self.content)
         try:
-            while (opcode := self.take(1)[0]) != _STOP:
-                self.opcode_at = self.position - 1
-                self.spend(1)
-                if opcode not in opcodes:
+            while True:
+                self.opcode_at = self.position
+                if self.position == end:
+                    raise self.corrupt("it has no end")
+                opcode = content[self.position]
+                self.position += 1
+                if opcode == _STOP:
+                    return self.pop()
+                self.left -= 1
+                if self.left < 0:
+                    self.spend(0)  # which raises
+                action = opcodes.get(opcode)
+                if action is None:
                     raise self.corrupt(f"{opcode:#04x} is no opcode")
-                opcodes[opcode](self)
-            return self.pop()
+                action(self)
         except Unusable as error:
             raise self.corrupt(str(error)) from error
 
