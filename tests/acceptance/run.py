@@ -27,6 +27,7 @@ class Command(NamedTuple):
 BOTH = ("tensorflow", "jax")
 
 COMMANDS = (
+    Command("exactness.py", short=("--components",)),
     Command("building.py", BOTH),
     Command("programs.py"),
     Command("dtypes.py", BOTH),
