@@ -2,9 +2,10 @@
 
     python tests/acceptance/programs.py
 
-One object draws with every sampler, 5, 20 and 50 steps, several prompts, seeds and guidance
-scales, strengths and mixed batches, in a child process for each backend. Compilations are counted where they happen: graphs
-traced by TensorFlow, modules that XLA compiled (from its dump), JAX's `backend_compile` events.
+One object draws with every sampler, 5, 20 and 50 steps, several prompts, seeds, guidance scales,
+strengths and mixed batches, in a child process for each backend. Compilations are counted where
+they happen: graphs traced by TensorFlow, modules that XLA compiled (from its dump), JAX's
+`backend_compile` events.
 Then the weights change in three ways: the picture has to change, the counts must not.
 """
 
