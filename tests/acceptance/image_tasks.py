@@ -20,13 +20,13 @@ import numpy as np
 from exactness import LATENTS_BAR, Table, distance, log, make_pipeline
 
 SAMPLERS = ("ddim", "dpmpp_2m", "euler_a")
-SETTINGS = {"num_steps": 10, "unconditional_guidance_scale": 7.5, "seed": 42}
+SETTINGS = {"num_steps": 4, "unconditional_guidance_scale": 7.5, "seed": 42}
 PROMPT = "a red circle"
 # task and the checkpoint that it is run on: strengths
 TASKS = {
     ("image_to_image", "checkpoint"): (0.3, 0.8, 1.0),
-    ("inpaint", "checkpoint"): (0.5, 1.0),
-    ("inpaint", "inpainting"): (0.5, 1.0),
+    ("inpaint", "checkpoint"): (1.0,),
+    ("inpaint", "inpainting"): (1.0,),
 }
 
 
