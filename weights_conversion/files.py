@@ -58,6 +58,7 @@ def open_file(path: Path) -> BufferedReader:
 
 
 def identity(file: BufferedReader) -> Identity:
+    """What tells an open file from one that was put in its place or changed."""
     status = os.fstat(file.fileno())
     return Identity(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
 

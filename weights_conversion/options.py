@@ -18,12 +18,14 @@ def unsupported(key: str, value: Any, expected: str) -> CheckpointMismatch:
 
 
 def natural(options: Options, key: str) -> int:
+    """Returns a positive integer."""
     if not _is_natural(options[key]):
         raise unsupported(key, options[key], "a positive integer")
     return options[key]
 
 
 def number(options: Options, key: str, low: float, high: float) -> float:
+    """Returns a number within bounds."""
     value = options[key]
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
         raise unsupported(key, value, f"a number from {low:g} to {high:g}")
@@ -31,12 +33,14 @@ def number(options: Options, key: str, low: float, high: float) -> float:
 
 
 def flag(options: Options, key: str) -> bool:
+    """Returns true or false, where null is false."""
     if options[key] not in (None, False, True):
         raise unsupported(key, options[key], "true or false")
     return bool(options[key])
 
 
 def one_of(options: Options, key: str, known: Collection[str]) -> str:
+    """Returns a known name."""
     if options[key] not in list(known):
         raise unsupported(key, options[key], f"one of {', '.join(known)}")
     return options[key]
@@ -72,6 +76,7 @@ def per_level(options: Options, key: str, levels: int) -> tuple[int, ...]:
 
 
 def same_on_levels(options: Options, key: str, levels: int) -> int:
+    """Returns the number that stands for all levels, given once or for each."""
     values = per_level(options, key, levels)
     if len(set(values)) > 1:
         raise unsupported(key, options[key], "the same number on all levels")

@@ -43,6 +43,7 @@ RESAMPLE = (("conv", "conv", "conv", "conv3 width width"),)
 
 
 def image_encoder(fields: Mapping[str, Any]) -> Iterator[Row]:
+    """Yields the rows of the autoencoder's encoder half."""
     root = Place(compvis="first_stage_model")
     sizes = _sizes(fields)
     inputs = sizes["first"]
@@ -64,6 +65,7 @@ def image_encoder(fields: Mapping[str, Any]) -> Iterator[Row]:
 
 
 def image_decoder(fields: Mapping[str, Any]) -> Iterator[Row]:
+    """Yields the rows of the autoencoder's decoder half."""
     root = Place(compvis="first_stage_model")
     sizes = _sizes(fields)
     inputs = sizes["last"]

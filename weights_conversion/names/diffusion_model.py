@@ -51,6 +51,7 @@ UPSAMPLE = (("conv", "conv", "conv", "conv3 width width"),)
 
 
 def diffusion_model(fields: Mapping[str, Any]) -> Iterator[Row]:
+    """Yields the rows of the U-Net."""
     root = Place(compvis="model.diffusion_model")
     first = fields["channels"][0]
     sizes = {"inputs": fields["in_channels"], "outputs": fields["out_channels"]}

@@ -43,6 +43,7 @@ TEXT_PROJECTION = (
 
 
 def text_encoder(fields: Mapping[str, Any]) -> Iterator[Row]:
+    """Yields the rows of CLIP's text encoder, or of OpenCLIP's if it has the exact GELU."""
     for row in _open_clip(fields):
         if fields["activation"] == "quick_gelu":  # CLIP, which CompVis took from transformers
             name, layout = row.diffusers
