@@ -66,7 +66,7 @@ class Components:
         self.preset = preset
         self.dtype_policy = keras.dtype_policies.get(dtype or keras.config.dtype_policy())
         backend.check_dtype(self.dtype_policy.compute_dtype)
-        self.jit_compile = backend.use_jit(jit_compile, self.dtype_policy.compute_dtype)
+        self.jit_compile = backend.use_jit(jit_compile)
         self._opened_source: weights.Source | None = None
         self._text_encoder: Any = None
         self._image_encoder: Any = None

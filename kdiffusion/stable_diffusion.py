@@ -37,7 +37,7 @@ class StableDiffusion(Components):
         img_height: int, default height of a picture in pixels, a multiple of 8.
         img_width: int, default width of a picture in pixels, a multiple of 8.
         jit_compile: `True`, `False` or `"auto"`, whether to compile with XLA. Automatic means
-            everywhere but for half types on TensorFlow's CPU, where a plain graph is faster.
+            everywhere but on TensorFlow's CPU, where a plain graph is faster.
         preset: a name in `kdiffusion.presets.PRESETS`, the path of a folder in diffusers' layout
             or of a single file, or `"hf://organisation/repository"`.
         dtype: Keras dtype policy of all networks, or `None` for the global one. `"bfloat16"` and

@@ -7,6 +7,7 @@ import math
 import keras
 from keras import ops
 
+from kdiffusion.models import kernels
 from kdiffusion.models.layers import Block
 
 _serializable = keras.saving.register_keras_serializable(package="kdiffusion")
@@ -60,16 +61,14 @@ def _num_chunks(query, key):
 
 
 def _attend(query, key, value, causal=False):
-    dtype = query.dtype
-    if keras.backend.standardize_dtype(dtype) == "float16":
+    if keras.backend.standardize_dtype(query.dtype) == "float16":
         # Logits of SD 2.1 exceed float16's range.
         query, key = ops.cast(query, "float32"), ops.cast(key, "float32")
-    logits = ops.cast(ops.matmul(query, ops.swapaxes(key, -1, -2)), "float32")
+    logits = ops.matmul(query, ops.swapaxes(key, -1, -2))
     if causal:
         tokens = ops.arange(ops.shape(logits)[-1])
         logits = ops.where(tokens[:, None] >= tokens[None, :], logits, _MASKED)
-    weights = ops.cast(ops.softmax(logits, axis=-1), dtype)
-    return ops.matmul(weights, value)
+    return ops.matmul(ops.cast(kernels.softmax(logits), value.dtype), value)
 
 
 def _split_heads(x, num_heads):
@@ -187,8 +186,7 @@ class FeedForward(Block):
         self.out.build((*inputs_shape[:-1], 4 * self.width))
 
     def call(self, inputs):
-        value, gate = ops.split(self.proj(inputs), 2, axis=-1)
-        return self.out(value * ops.gelu(gate, approximate=False))
+        return self.out(kernels.gated_gelu(self.proj(inputs)))
 
     def compute_output_shape(self, inputs_shape):
         return inputs_shape

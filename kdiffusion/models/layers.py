@@ -13,6 +13,7 @@ import keras
 from keras import ops
 
 from kdiffusion import backend
+from kdiffusion.models import kernels
 
 _serializable = keras.saving.register_keras_serializable(package="kdiffusion")
 
@@ -64,9 +65,7 @@ class Block(keras.layers.Layer):
         return GroupNorm(num_groups, epsilon, activation, dtype=self.dtype_policy, name=name)
 
     def layer_norm(self, name, epsilon=1e-5):
-        return keras.layers.LayerNormalization(
-            epsilon=epsilon, dtype=self.dtype_policy, name=name
-        )
+        return LayerNorm(epsilon=epsilon, dtype=self.dtype_policy, name=name)
 
     def get_config(self):
         initializer = keras.initializers.get(self.kernel_initializer)
@@ -77,17 +76,23 @@ class Block(keras.layers.Layer):
 def conv2d(filters, kernel_size, name, **kwargs):
     """A channels-last convolution, whatever `keras.config.image_data_format()` says."""
     kwargs = {"padding": "same", **kwargs}
-    return keras.layers.Conv2D(
-        filters, kernel_size, data_format="channels_last", name=name, **kwargs
-    )
+    return Convolution(filters, kernel_size, data_format="channels_last", name=name, **kwargs)
+
+
+@_serializable
+class Convolution(keras.layers.Conv2D):
+    """Keras's convolution, computed as a matrix product where feature maps are small."""
+
+    def convolution_op(self, inputs, kernel):
+        same_size = (self.kernel_size, self.strides, self.padding) == ((3, 3), (1, 1), "same")
+        if same_size and kernels.is_small(inputs):
+            return kernels.convolve_small(inputs, kernel)
+        return super().convolution_op(inputs, kernel)
 
 
 @_serializable
 class GroupNorm(keras.layers.Layer):
     """Group normalization with an optional activation (Wu & He 2018).
-
-    Means and variances are taken per channel first and combined per group after, so the feature
-    map is never reshaped.
 
     Args:
         num_groups: int, groups that the channels are split into.
@@ -107,23 +112,9 @@ class GroupNorm(keras.layers.Layer):
         self.beta = self.add_weight(shape=(channels,), initializer="zeros", name="beta")
 
     def call(self, inputs):
-        x = ops.cast(inputs, "float32")
-        mean = self._over_groups(ops.mean(x, axis=(1, 2)))
-        x = x - mean
-        variance = self._over_groups(ops.mean(ops.square(x), axis=(1, 2)))
-        scale = ops.cast(self.gamma, "float32") * ops.rsqrt(variance + self.epsilon)
-        x = x * scale + ops.cast(self.beta, "float32")
-        if self.activation == "silu":
-            x = ops.silu(x)
-        return ops.cast(x, self.compute_dtype)
-
-    def _over_groups(self, per_channel):
-        """(batch, channels) → the mean of each channel's group, (batch, 1, 1, channels)."""
-        channels = per_channel.shape[-1]
-        grouped = ops.reshape(per_channel, (-1, self.num_groups, channels // self.num_groups))
-        grouped = ops.mean(grouped, axis=-1, keepdims=True)
-        grouped = ops.repeat(grouped, channels // self.num_groups, axis=-1)
-        return ops.reshape(grouped, (-1, 1, 1, channels))
+        gamma, beta = ops.cast(self.gamma, "float32"), ops.cast(self.beta, "float32")
+        x = ops.cast(inputs, self.compute_dtype)
+        return kernels.normalize(x, self.num_groups, self.epsilon, gamma, beta, self.activation)
 
     def compute_output_shape(self, inputs_shape):
         return inputs_shape
@@ -135,6 +126,16 @@ class GroupNorm(keras.layers.Layer):
             "activation": self.activation,
         }
         return {**super().get_config(), **config}
+
+
+@_serializable
+class LayerNorm(keras.layers.LayerNormalization):
+    """Keras's layer normalization of the last axis, with scale and shift, as one kernel."""
+
+    def call(self, inputs):
+        gamma, beta = ops.cast(self.gamma, "float32"), ops.cast(self.beta, "float32")
+        x = ops.cast(inputs, self.compute_dtype)
+        return kernels.normalize_tokens(x, self.epsilon, gamma, beta)
 
 
 @_serializable

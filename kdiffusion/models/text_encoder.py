@@ -7,7 +7,7 @@ from keras import ops
 
 from kdiffusion.models.attention import Attention
 from kdiffusion.models.base import ArchitectureModel
-from kdiffusion.models.layers import Block
+from kdiffusion.models.layers import Block, LayerNorm
 from kdiffusion.presets import TextEncoderArchitecture
 
 _serializable = keras.saving.register_keras_serializable(package="kdiffusion")
@@ -60,9 +60,7 @@ class TextEncoder(ArchitectureModel):
                 name=f"layer_{index}",
                 **options,
             )(x)
-        x = keras.layers.LayerNormalization(
-            epsilon=architecture.epsilon, dtype=options["dtype"], name="final_norm"
-        )(x)
+        x = LayerNorm(epsilon=architecture.epsilon, dtype=options["dtype"], name="final_norm")(x)
         pooled = EndOfText(architecture.end_id, dtype=options["dtype"], name="pooled")(x, inputs)
         if architecture.projection_width:
             pooled = keras.layers.Dense(

@@ -1,0 +1,150 @@
+"""What the layers compute over whole feature maps, so that each reads them as seldom as it can.
+
+XLA makes one pass over memory of a chain of elementwise operations; a plain TensorFlow graph makes
+one of each operation. The functions here that go through `backend.fuse` are one pass everywhere.
+"""
+
+from __future__ import annotations
+
+import keras
+from keras import ops
+
+from kdiffusion import backend
+
+# Positions of a feature map, in all images of a batch, up to which a 3x3 convolution is limited by
+# reading its kernel, not by arithmetic. There, one matrix product is up to three times as fast on
+# a CPU as the convolutions of oneDNN and XLA, which first bring the kernel into another order.
+_FEW_POSITIONS = 128
+
+
+def normalize(x, groups, epsilon, gamma, beta, activation=None):
+    """Group normalization and activation (Wu & He 2018), computed in float32.
+
+    Means and variances are taken per row first, which XLA does in parallel on a CPU, then per
+    channel, then per group, so the feature map is never reshaped.
+
+    Args:
+        x: (batch, height, width, channels).
+        groups: int, groups that the channels are split into.
+        epsilon: float, added to the variance.
+        gamma: (channels,) float32, scale.
+        beta: (channels,) float32, shift.
+        activation: `None` or `"silu"`.
+
+    Returns:
+        Tensor like `x`.
+    """
+    mean = _over_groups(ops.mean(backend.fuse(_row_means)(x), axis=1), groups)
+    variance = _over_groups(ops.mean(backend.fuse(_row_variances)(x, mean), axis=1), groups)
+    scale = gamma * ops.rsqrt(variance + epsilon)
+    finish = _affine_silu if activation == "silu" else _affine
+    return backend.fuse(finish)(x, mean, scale, beta)
+
+
+def normalize_tokens(x, epsilon, gamma, beta):
+    """Layer normalization over the last axis, computed in float32 (Ba et al. 2016).
+
+    Args:
+        x: (..., width).
+        epsilon: float, added to the variance.
+        gamma: (width,) float32, scale.
+        beta: (width,) float32, shift.
+
+    Returns:
+        Tensor like `x`.
+    """
+    return backend.fuse(_normalize_tokens)(x, gamma, beta, epsilon)
+
+
+def softmax(logits):
+    """Softmax over the last axis, computed in float32.
+
+    Args:
+        logits: tensor.
+
+    Returns:
+        Tensor like `logits`.
+    """
+    dtype = keras.backend.standardize_dtype(logits.dtype)
+    if dtype == "float32" or (dtype == "bfloat16" and backend.name() == "tensorflow"):
+        # TensorFlow's kernel goes through float32 by itself.
+        return ops.softmax(logits, axis=-1)
+    return ops.cast(ops.softmax(ops.cast(logits, "float32"), axis=-1), dtype)
+
+
+def gated_gelu(x):
+    """value * GELU(gate) of `[value, gate]`, exact GELU (Shazeer 2020, GEGLU).
+
+    Args:
+        x: (..., 2 * width).
+
+    Returns:
+        (..., width).
+    """
+    return backend.fuse(_gated_gelu)(x)
+
+
+def is_small(x):
+    """Whether a feature map is one for `convolve_small`, as far as its shape is known."""
+    return (
+        None not in x.shape[:3]
+        and x.shape[0] * x.shape[1] * x.shape[2] <= _FEW_POSITIONS
+        and not backend.on_accelerator()
+    )
+
+
+def convolve_small(x, kernel):
+    """3x3 convolution of stride 1 that keeps the size, as one matrix product.
+
+    Args:
+        x: (batch, height, width, channels).
+        kernel: (3, 3, channels, filters).
+
+    Returns:
+        (batch, height, width, filters).
+    """
+    _, height, width, channels = x.shape
+    padded = ops.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    offsets = [(i, j) for i in range(3) for j in range(3)]
+    shifted = [padded[:, i : i + height, j : j + width, :] for i, j in offsets]
+    patches = ops.reshape(ops.concatenate(shifted, axis=-1), (-1, 9 * channels))
+    product = ops.matmul(patches, ops.reshape(kernel, (9 * channels, -1)))
+    return ops.reshape(product, (-1, height, width, kernel.shape[-1]))
+
+
+def _row_means(x):
+    return ops.mean(ops.cast(x, "float32"), axis=2)
+
+
+def _row_variances(x, mean):
+    return ops.mean(ops.square(ops.cast(x, "float32") - mean), axis=2)
+
+
+def _over_groups(per_channel, groups):
+    """(batch, channels) → the mean of each channel's group, (batch, 1, 1, channels)."""
+    channels = per_channel.shape[-1]
+    grouped = ops.reshape(per_channel, (-1, groups, channels // groups))
+    grouped = ops.mean(grouped, axis=-1, keepdims=True)
+    grouped = ops.repeat(grouped, channels // groups, axis=-1)
+    return ops.reshape(grouped, (-1, 1, 1, channels))
+
+
+def _affine(x, mean, scale, beta):
+    return ops.cast((ops.cast(x, "float32") - mean) * scale + beta, x.dtype)
+
+
+def _affine_silu(x, mean, scale, beta):
+    return ops.cast(ops.silu((ops.cast(x, "float32") - mean) * scale + beta), x.dtype)
+
+
+def _normalize_tokens(x, gamma, beta, epsilon):
+    dtype = x.dtype
+    x = ops.cast(x, "float32")
+    x = x - ops.mean(x, axis=-1, keepdims=True)
+    x = x * ops.rsqrt(ops.mean(ops.square(x), axis=-1, keepdims=True) + epsilon)
+    return ops.cast(x * gamma + beta, dtype)
+
+
+def _gated_gelu(x):
+    value, gate = ops.split(x, 2, axis=-1)
+    return value * ops.gelu(gate, approximate=False)

@@ -1,0 +1,84 @@
+"""The functions of whole feature maps against their formulas in NumPy float64, fused or not."""
+
+import math
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+from kdiffusion import backend
+from kdiffusion.models import kernels
+from kdiffusion.models.layers import Convolution, LayerNorm
+
+
+@pytest.fixture(params=["plain", "fused"])
+def run(request, monkeypatch):
+    """Computes a function in a plain graph, with its kernels compiled alone or not at all."""
+    monkeypatch.setattr(backend, "_WORTH_FUSING", 0 if request.param == "fused" else math.inf)
+    return lambda function, *arrays: ops.convert_to_numpy(
+        backend.compile_function(function, jit_compile=False)(*map(ops.convert_to_tensor, arrays))
+    )
+
+
+def numbers(*shape):
+    return np.random.default_rng(0).normal(3.0, 2.0, shape).astype("float32")
+
+
+@pytest.mark.parametrize("activation", [None, "silu"])
+def test_group_normalization(run, activation):
+    x, gamma, beta = numbers(2, 5, 3, 8), numbers(8), numbers(8)[::-1].copy()
+    groups = x.astype(np.float64).reshape(2, 15, 4, 2)
+    mean = groups.mean(axis=(1, 3), keepdims=True)
+    variance = groups.var(axis=(1, 3), keepdims=True)
+    expected = ((groups - mean) / np.sqrt(variance + 0.1)).reshape(x.shape) * gamma + beta
+    if activation:
+        expected = expected / (1.0 + np.exp(-expected))
+    result = run(lambda *a: kernels.normalize(a[0], 4, 0.1, *a[1:], activation), x, gamma, beta)
+    np.testing.assert_allclose(result, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_layer_normalization_is_that_of_keras(run):
+    x = numbers(2, 7, 16)
+    ours, theirs = LayerNorm(epsilon=0.1), keras.layers.LayerNormalization(epsilon=0.1)
+    for layer in (ours, theirs):
+        layer.build(x.shape)
+        layer.set_weights([numbers(16), numbers(16)[::-1]])
+    np.testing.assert_allclose(run(ours, x), ops.convert_to_numpy(theirs(x)), rtol=1e-5, atol=1e-5)
+
+
+def test_gated_gelu_is_exact(run):
+    x = np.linspace(-4.0, 4.0, 12, dtype=np.float32)[None]
+    value, gate = np.split(x.astype(np.float64), 2, axis=-1)
+    expected = value * gate * 0.5 * (1.0 + np.vectorize(math.erf)(gate / math.sqrt(2.0)))
+    np.testing.assert_allclose(run(kernels.gated_gelu, x), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_softmax_goes_through_float32(run, dtype):
+    x = ops.cast(numbers(3, 200), dtype)
+    logits = ops.convert_to_numpy(ops.cast(x, "float32")).astype(np.float64)
+    expected = np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True)
+    result = run(lambda x: ops.cast(kernels.softmax(x), "float32"), x)
+    # Half a unit in the last place of the result, and nothing from sums in half precision.
+    half_unit = {"float32": 2e-6, "bfloat16": 2**-8, "float16": 2**-11}[dtype]
+    np.testing.assert_allclose(result, expected, rtol=1.1 * half_unit, atol=1e-7)
+
+
+@pytest.mark.parametrize("batch, height, width", [(1, 2, 3), (2, 8, 8), (3, 1, 1)])
+def test_small_feature_maps_are_convolved_the_same(monkeypatch, batch, height, width):
+    layer = Convolution(5, 3, padding="same", data_format="channels_last")
+    x = numbers(batch, height, width, 4)
+    layer.build(x.shape)
+    layer.set_weights([numbers(3, 3, 4, 5), numbers(5)])
+    assert kernels.is_small(ops.convert_to_tensor(x)) != backend.on_accelerator()
+    as_product = ops.convert_to_numpy(layer(x))
+    monkeypatch.setattr(kernels, "is_small", lambda x: False)
+    np.testing.assert_allclose(as_product, ops.convert_to_numpy(layer(x)), rtol=1e-4, atol=1e-3)
+
+
+def test_only_same_size_convolutions_of_3x3_are_products(monkeypatch):
+    monkeypatch.setattr(kernels, "convolve_small", lambda *_: pytest.fail("took the product"))
+    x = numbers(1, 6, 6, 2)
+    for options in ({"kernel_size": 1}, {"kernel_size": 3, "strides": 2}, {"kernel_size": 3}):
+        Convolution(3, padding="valid", data_format="channels_last", **options)(x)
