@@ -65,9 +65,16 @@ def test_a_scene_by_hand():
 
 def test_edges_are_shares_of_a_pixel():
     """A square of half side 0.9 * 20 = 18 pixels, moved by a quarter of one."""
-    share = coverage("square", np.array([[0.5 + 0.25 / 64, 0.5, 20 / 64]]), 64)[0]
+    spot = (0.5 + 0.25 / 64, 0.5, 20 / 64)
+    share = coverage("square", np.array([spot]), 64)[0]
     np.testing.assert_allclose(share[32, 13:16], [0.0, 0.75, 1.0], atol=1e-5)
     np.testing.assert_allclose(share[32, 49:52], [1.0, 0.25, 0.0], atol=1e-5)
+    description = Description((Thing("yellow", "square"),), "green")
+    picture = Scene(description, "green", (Placement(*spot),)).render()
+    # Green (42, 157, 76), and three quarters of the way to yellow (252, 213, 58): rounded.
+    assert tuple(picture[32, 13]) == (42, 157, 76) and tuple(picture[32, 15]) == (252, 213, 58)
+    np.testing.assert_allclose(picture[32, 14].astype(int), (199.5, 199.0, 62.5), atol=0.5)
+    assert picture[32, 50, 0] == 94 and picture[32, 50, 2] in (71, 72)  # 94.5 and 71.5, to even
 
 
 @pytest.mark.parametrize(

@@ -67,6 +67,15 @@ def test_two_alike_are_told_apart_by_their_colours():
     assert not verdict["relation"] and verdict["colour"]
 
 
+@pytest.mark.parametrize("radii", [(10, 12), (12, 10)])
+def test_a_relation_is_judged_apart_from_colours(radii):
+    """Both are of neither colour: which of them is meant can only be told by where they are."""
+    prompt = "a green ring above a green cross on a white background"
+    picture = draw(prompt, (30, 16, radii[0]), (33, 46, radii[1]))
+    verdict = judge(picture, parse("a red square above a blue circle on a white background"))
+    assert verdict["relation"] and not verdict["colour"] and not verdict["shape"]
+
+
 def test_sizes_and_positions():
     for size, radius in (("small", 9), (None, 13), ("large", 17)):
         for position, (column, row) in POSITIONS.items():
@@ -98,9 +107,9 @@ def test_what_has_no_name_is_no_colour_and_no_shape():
 
 def test_a_fleck_counts_and_a_speck_does_not():
     picture = draw("a red circle on a white background", (32, 32, 13))
-    picture[4:6, 4:6] = PALETTE["blue"]
+    picture[4:8, 4:8] = PALETTE["blue"]
     assert len(detect(picture).things) == 1
-    picture[4:10, 4:10] = PALETTE["blue"]
+    picture[4:9, 4:9] = PALETTE["blue"]
     assert len(detect(picture).things) == 2
     assert not judge(picture, parse("a red circle on a white background"))["all"]
 

@@ -79,6 +79,17 @@ def test_a_model_that_swaps_colours():
     assert evaluate_binding(swapping, 8) == {"n": 8, "both": 0.0, "crossed": 1.0}
 
 
+def test_a_model_that_has_favourites():
+    """Its first thing takes the colour that comes first: right for one prompt of each two."""
+
+    def favouring(prompts):
+        said = [parse(prompt) for prompt in prompts]
+        ordered = [one.things[0].colour < one.things[1].colour for one in said]
+        return render([scene_of(one if ok else one.swapped()) for one, ok in zip(said, ordered)])
+
+    assert evaluate_binding(favouring, 8) == {"n": 8, "both": 0.0, "crossed": 0.5}
+
+
 def test_a_model_that_remembers():
     scenes = [scene for n in range(40) if (scene := training_scene(0, n)).description.background]
     remembered = nearest_training(render(scenes[:16]), scenes[:16])

@@ -45,8 +45,7 @@ def learn_tokenizer(texts: Iterable[str], size: int, max_length: int) -> SimpleT
     while len(tokens) + len(special) < size and (pair := _most_frequent(words)):
         words = [(merge(symbols, {pair: 0}), count) for symbols, count in words]
         merges.append(pair)
-        # Two pairs may make one token: "a" and "bc", "ab" and "c".
-        tokens = list(dict.fromkeys([*tokens, "".join(pair)]))
+        tokens.append("".join(pair))
     ids = {token: index for index, token in enumerate([*tokens, *special])}
     return SimpleTokenizer(ids, merges, max_length=max_length, unknown_id=ids[UNKNOWN])
 

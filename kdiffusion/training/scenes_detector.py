@@ -87,8 +87,7 @@ def detect(picture: np.ndarray) -> Detection:
     edge = np.ones(pixels.shape[:2], bool)
     edge[BORDER:-BORDER, BORDER:-BORDER] = False
     ground = np.median(pixels[edge], axis=0)
-    smooth = _box_blur(pixels)
-    labels = components(np.square(smooth - ground).sum(-1) > CONTRAST**2)
+    labels = components(np.square(pixels - ground).sum(-1) > CONTRAST**2)
     names, areas = np.unique(labels[labels >= 0], return_counts=True)
     large = [(-area, name) for name, area in zip(names, areas) if area >= MIN_AREA * labels.size]
     things = tuple(_sighting(pixels, ground, labels == name) for _, name in sorted(large))
@@ -228,13 +227,6 @@ def _grown(mask):
     padded = np.pad(mask, 1)
     beside = padded[:-2, 1:-1] | padded[2:, 1:-1] | padded[1:-1, :-2] | padded[1:-1, 2:]
     return mask | beside
-
-
-def _box_blur(pixels):
-    """Mean of 3 x 3 pixels."""
-    padded = np.pad(pixels, ((1, 1), (1, 1), (0, 0)), mode="edge")
-    rows = padded[:-2] + padded[1:-1] + padded[2:]
-    return (rows[:, :-2] + rows[:, 1:-1] + rows[:, 2:]) / np.float32(9.0)
 
 
 @functools.cache

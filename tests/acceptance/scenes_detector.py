@@ -50,12 +50,14 @@ def check_degraded(scenes):
         ("blurred by 0.7, noise of 12", noisy(blurred(pictures, 0.7)), HARD_BAR),
     ]
     for name, some, bar in kinds:
-        start = time.monotonic()
+        start = time.process_time()
         shares = accuracy(
             [judge(picture, scene.description) for picture, scene in zip(some, scenes)]
         )
-        rate = len(scenes) / (time.monotonic() - start)
-        print(f"{name}, {len(scenes)} scenes, {rate:.0f} pictures/s, bar {bar:.1%} all right:")
+        rate = len(scenes) / (time.process_time() - start)
+        print(
+            f"{name}, {len(scenes)} scenes, {rate:.0f} pictures a CPU second, bar {bar:.1%} all right:"
+        )
         print("   ", "  ".join(f"{one} {share:.2%}" for one, share in shares.items()))
         if shares["all"] < bar:
             yield f"{name}: {shares['all']:.2%} are all right, the bar is {bar:.1%}"
@@ -115,10 +117,10 @@ def blurred(pictures, radius):
 def print_speed():
     data = SceneData()
     data.batch(0, 64)
-    start = time.monotonic()
+    start = time.process_time()
     for step in range(1, 17):
         data.batch(step, 128)
-    print(f"batches of 128: {16 * 128 / (time.monotonic() - start):.0f} scenes/s")
+    print(f"batches of 128: {16 * 128 / (time.process_time() - start):.0f} scenes a CPU second")
 
 
 if __name__ == "__main__":
