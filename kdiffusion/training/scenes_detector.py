@@ -19,7 +19,7 @@ ATTRIBUTES = ("background", "count", "colour", "shape", "size", "position", "rel
 
 # Units of sRGB. No two colours of the palette are nearer than twice CONTRAST.
 CONTRAST, MAX_COLOUR_DISTANCE = 43.0, 60.0
-MIN_AREA = 20 / SIZE**2  # share of the frame; a quarter of the smallest thing's
+MIN_AREA = 20 / SIZE**2  # share of the frame; a ninth of the smallest thing's
 MIN_MATCH = 0.8  # intersection over union with the template; a blur of one pixel leaves 0.9
 BORDER = 2  # pixels
 THIRDS = 0.4, 0.6  # between what is at a side and what is in the centre

@@ -56,7 +56,8 @@ def check_degraded(scenes):
         )
         rate = len(scenes) / (time.process_time() - start)
         print(
-            f"{name}, {len(scenes)} scenes, {rate:.0f} pictures a CPU second, bar {bar:.1%} all right:"
+            f"{name}, {len(scenes)} scenes, {rate:.0f} pictures a CPU second, "
+            f"bar {bar:.1%} all right:"
         )
         print("   ", "  ".join(f"{one} {share:.2%}" for one, share in shares.items()))
         if shares["all"] < bar:
