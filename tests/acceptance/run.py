@@ -38,6 +38,7 @@ COMMANDS = (
     Command("corpus.py"),
     Command("fuzz.py", short=("--count", "5000")),
     Command("compvis.py", short=("--tiny",)),
+    Command("scenes_detector.py"),
     Command("installation.py"),
     Command("newcomer.py", short=None),
 )

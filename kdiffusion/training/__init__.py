@@ -1,0 +1,1 @@
+"""Training and evaluation of the parts of a latent diffusion model."""
