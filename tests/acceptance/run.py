@@ -28,6 +28,7 @@ BOTH = ("tensorflow", "jax")
 
 COMMANDS = (
     Command("exactness.py", short=("--components",)),
+    Command("image_tasks.py", short=None),
     Command("building.py", BOTH),
     Command("programs.py"),
     Command("dtypes.py", BOTH),
