@@ -129,7 +129,7 @@ def _ask(source: Address) -> Any:
         files_metadata=True,
         timeout=constants.HF_HUB_ETAG_TIMEOUT,
     )
-    if not _COMMIT.fullmatch(info.sha):  # it becomes the name of a folder
+    if not _COMMIT.fullmatch(info.sha or ""):  # it becomes the name of a folder
         raise ValueError(f"a commit of {info.sha!r}")
     return info
 
@@ -187,7 +187,7 @@ def _check_space(source: Address, needed: int) -> None:
 def _fetch_file(source: Address, commit: str, file: _File) -> None:
     """Brings one file into the cache, verified."""
     from huggingface_hub import hf_hub_url
-    from huggingface_hub.utils import WeakFileLock
+    from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]
 
     blob = source.folder / "blobs" / file.digest
     partial = blob.with_name(f"{blob.name}.incomplete")  # as huggingface_hub called it until 1.x
@@ -216,7 +216,7 @@ class _Bounded(io.BufferedWriter):
     """A file that grows to the announced size and no further, whatever the server sends."""
 
     def __init__(self, path: Path, size: int):
-        super().__init__(io.FileIO(path, "ab"))  # type: ignore[arg-type]
+        super().__init__(io.FileIO(path, "ab"))
         self.size = size
 
     def write(self, content: Any) -> int:
@@ -228,7 +228,7 @@ class _Bounded(io.BufferedWriter):
 def _transfer(source: Address, url: str, partial: Path, file: _File) -> None:
     """Receives a file, or the rest of it; whether it is the right one is for others to see."""
     from huggingface_hub.file_download import http_get
-    from huggingface_hub.utils import build_hf_headers
+    from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 
     if partial.exists() and partial.stat().st_size > file.size:
         partial.unlink()
@@ -238,7 +238,7 @@ def _transfer(source: Address, url: str, partial: Path, file: _File) -> None:
         try:
             http_get(
                 url,
-                stream,  # type: ignore[arg-type]
+                stream,
                 resume_size=stream.tell(),
                 # A part of a compressed answer would be no part of the file.
                 headers=build_hf_headers() | {"Accept-Encoding": "identity"},
@@ -293,5 +293,3 @@ def _write_reference(reference: Path, commit: str) -> None:
     partial = reference.with_name(f"{reference.name}.{os.getpid()}.incomplete")
     partial.write_text(commit)
     partial.replace(reference)
-
-

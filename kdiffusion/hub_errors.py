@@ -97,19 +97,20 @@ def explained(asked_for: Address, error: Exception) -> DownloadError:
         asked=f", and asks to wait {asked:,.0f} seconds" if asked else "",
     )
     at = "" if asked_for.revision == constants.DEFAULT_REVISION else f"@{asked_for.revision}"
-    return (Unreachable if kind in PASSING else DownloadError)(f"'hf://{asked_for.name}{at}' {text}")
+    error_class = Unreachable if kind in PASSING else DownloadError
+    return error_class(f"'hf://{asked_for.name}{at}' {text}")
 
 
 def kind_of(error: Exception) -> str:
     """Which of the messages an error calls for."""
-    from huggingface_hub import utils
+    from huggingface_hub import errors
 
     kinds: tuple[tuple[type[Exception], str], ...] = (
-        (utils.HFValidationError, "address"),
-        (utils.GatedRepoError, "gated"),  # before its base class, the next but two
-        (utils.RevisionNotFoundError, "revision"),
-        (utils.EntryNotFoundError, "file"),
-        (utils.RepositoryNotFoundError, "repository"),
+        (errors.HFValidationError, "address"),
+        (errors.GatedRepoError, "gated"),  # before its base class, the next but two
+        (errors.RevisionNotFoundError, "revision"),
+        (errors.EntryNotFoundError, "file"),
+        (errors.RepositoryNotFoundError, "repository"),
     )
     for error_class, kind in kinds:
         if isinstance(error, error_class):

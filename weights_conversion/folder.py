@@ -95,8 +95,9 @@ class DiffusersFolder:
         folder = self.path / component
         names = os.listdir(folder) if folder.is_dir() else []
         if found := weights_files(names, variant):
+            is_index = found[0].endswith(".json")
             path = folder / found[0]
-            return _open_shards(self.path, path) if path.suffix == ".json" else open_checkpoint(path)
+            return _open_shards(self.path, path) if is_index else open_checkpoint(path)
         raise CheckpointMismatch(_missing_weights(folder, variant))
 
 

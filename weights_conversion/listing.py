@@ -6,7 +6,7 @@ import re
 from collections.abc import Collection, Iterable
 from typing import NamedTuple
 
-from weights_conversion.errors import CheckpointMismatch
+from weights_conversion.errors import CheckpointMismatch, listed
 
 INDEX = "model_index.json"
 TOKENIZER_FILES = (
@@ -55,8 +55,12 @@ def select(names: Iterable[str], components: Iterable[str]) -> Selection:
     """
     names, components = set(names), tuple(components)
     inside = {component: _inside(names, component) for component in components}
-    found = {match["variant"] for part in inside.values() for match in map(_VARIANT.fullmatch, part)
-             if match}
+    found = {
+        match["variant"]
+        for part in inside.values()
+        for match in map(_VARIANT.fullmatch, part)
+        if match
+    }
     variants = [None, *sorted(found, key=lambda variant: (variant != "fp16", variant))]
     choices = {
         variant: {part: weights_files(inside[part], variant) for part in components}
@@ -69,7 +73,7 @@ def select(names: Iterable[str], components: Iterable[str]) -> Selection:
         needed += [f"{component}/{name}" for name in chosen or ["model weights"]]
         needed += [f"{component}/{name}" for name in _absent_shards(chosen)]
     if missing := [name for name in needed if name not in names]:
-        raise CheckpointMismatch(f"{len(missing)} files are missing: {', '.join(missing[:5])}")
+        raise CheckpointMismatch(f"missing files: {listed(missing)}")
     tokenizer = [f"tokenizer/{name}" for name in TOKENIZER_FILES]
     return Selection(needed + [name for name in tokenizer if name in names], variant)
 

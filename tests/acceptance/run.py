@@ -38,6 +38,8 @@ COMMANDS = (
     Command("corpus.py"),
     Command("fuzz.py", short=("--count", "5000")),
     Command("compvis.py", short=("--tiny",)),
+    Command("hub.py"),
+    Command("loading.py", BOTH, short=None),
     Command("installation.py"),
     Command("newcomer.py", short=None),
 )
