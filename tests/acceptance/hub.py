@@ -70,10 +70,10 @@ def cases(files):
         ("stalls once", [times(1, on(UNET, stall(third)))], FOLDER),
         ("stalls, always", [on(UNET, stall(0))], reachable),
         ("stalls before the listing", [on("api", stall(0))], reachable),
-        ("tells a length too large", [on(UNET, lie(unet, len(unet) + 99))], f"damaged|{reachable}"),
+        ("tells a length too large", [on(UNET, lie(unet, len(unet) + 99))], FOLDER),
         ("tells a length too small once", [times(1, on(UNET, lie(unet, 5000)))], FOLDER),
         ("tells a length too small", [on(UNET, lie(unet[:5000]))], "5,000 of .* bytes"),
-        ("sends too much", [on(UNET, lie(unet + bytes(9000)))], "damaged"),
+        ("sends too much", [on(UNET, lie(unet + bytes(9000)))], FOLDER),
         ("sends without end", [on(UNET, endless)], "damaged"),
         (
             "ignores ranges",
