@@ -77,8 +77,17 @@ def fetch(repository: str, revision: str | None = None, licence: str | None = No
             hub is not asked about one that is complete in the cache.
         licence: name of the licence of the weights; None for what the repository says.
 
+    Returns:
+        A `Snapshot`: the folder in the cache, and the variant of its weights.
+
     Raises:
         DownloadError: a `ValueError`, if the model is neither in the cache nor to be had.
+
+    Example:
+
+    >>> path, variant = fetch("stable-diffusion-v1-5/stable-diffusion-v1-5")
+    >>> (path / "model_index.json").is_file()
+    True
     """
     from huggingface_hub import constants
 
