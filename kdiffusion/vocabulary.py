@@ -1,6 +1,7 @@
 """CLIP's vocabulary: its bytes, its merges, and the files that hold them."""
 
 import gzip
+import hashlib
 import heapq
 import json
 import os
@@ -187,6 +188,17 @@ def write_folder(folder: Path, vocabulary: FolderVocabulary) -> None:
         ("tokenizer_config.json", settings | roles),
     ):
         (folder / name).write_text(json.dumps(content, indent=2) + "\n", "utf-8", newline="\n")
+
+
+def local_vocabulary() -> str | None:
+    """Path of OpenAI's vocabulary if it is on this machine, where `find_vocabulary` looks."""
+    if path := os.environ.get(PATH_VARIABLE):
+        return path if os.path.isfile(path) else None
+    home = os.environ.get("KERAS_HOME") or os.path.join(os.path.expanduser("~"), ".keras")
+    cached = Path(home, "datasets", NAME)
+    if not cached.is_file() or hashlib.sha256(cached.read_bytes()).hexdigest() != SHA256:
+        return None
+    return str(cached)
 
 
 def find_vocabulary() -> str:

@@ -1,12 +1,13 @@
 """Sources of weights: folders, the hub's names, random numbers."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 from keras import ops
 
-from kdiffusion import StableDiffusion, presets, weights
+from kdiffusion import StableDiffusion, hub, presets, weights
 from kdiffusion.weights import CheckpointSource, RandomSource, open_source
 
 
@@ -95,54 +96,52 @@ def test_an_unknown_preset_lists_the_known_ones(preset):
 
 
 @pytest.mark.parametrize(
-    "preset, repository, revision",
+    "preset, repository, revision, licence",
     [
-        ("stable-diffusion-v1-5", "stable-diffusion-v1-5/stable-diffusion-v1-5", None),
-        ("hf://someone/something", "someone/something", None),
-        ("hf://someone/something@main", "someone/something", "main"),
+        (
+            "stable-diffusion-v1-5",
+            "stable-diffusion-v1-5/stable-diffusion-v1-5",
+            None,
+            "CreativeML Open RAIL-M",
+        ),
+        ("hf://someone/something", "someone/something", None, None),
+        ("hf://someone/something@main", "someone/something", "main", None),
     ],
 )
-def test_hub_addresses(monkeypatch, folder, preset, repository, revision):
+def test_hub_addresses(monkeypatch, folder, preset, repository, revision, licence):
     asked = []
-    monkeypatch.setattr(
-        weights, "_download", lambda repo, rev=None: asked.append((repo, rev)) or folder
-    )
+
+    def fetch(repository, revision=None, licence=None):
+        asked.append((repository, revision, licence))
+        return hub.Snapshot(folder, None)
+
+    monkeypatch.setattr(hub, "fetch", fetch)
     source = open_source(preset)
-    assert asked == [(repository, revision)]
+    assert asked == [(repository, revision, licence)]
     assert source.height == (512 if preset == "stable-diffusion-v1-5" else 64)
+    # The folder's own name is that of a commit.
+    assert source.name == (preset if licence else "something")
 
 
-def test_only_the_files_that_are_needed_are_asked_for(monkeypatch):
-    import fnmatch
+def test_a_variant_of_the_hub_is_loaded(monkeypatch, folder, tmp_path):
+    path = shutil.copytree(folder, tmp_path / "variant")
+    for file in path.rglob("*.safetensors"):
+        file.rename(file.with_name(f"{file.stem}.fp16.safetensors"))
+    monkeypatch.setattr(hub, "fetch", lambda *arguments: hub.Snapshot(path, "fp16"))
+    found = weights.arrays_of(open_source("hf://a/b").model("image_decoder", "float32"))
+    expected = weights.arrays_of(CheckpointSource(folder).model("image_decoder", "float32"))
+    np.testing.assert_array_equal(found["conv_in/kernel"], expected["conv_in/kernel"])
 
-    import huggingface_hub
 
-    patterns = []
-    monkeypatch.setattr(
-        huggingface_hub,
-        "snapshot_download",
-        lambda repo, revision, allow_patterns: patterns.extend(allow_patterns) or "there",
-    )
-    assert weights._download("a/b") == "there"
-
-    def wanted(name):
-        return any(fnmatch.fnmatch(name, pattern) for pattern in patterns)
-
-    for name in (
-        "unet/diffusion_pytorch_model.safetensors",
-        "unet/diffusion_pytorch_model-00001-of-00002.safetensors",
-        "text_encoder/model.safetensors",
-        "tokenizer/merges.txt",
-        "model_index.json",
-    ):
-        assert wanted(name), name
-    for name in (
-        "v1-5-pruned.safetensors",
-        "unet/diffusion_pytorch_model.bin",
-        "unet/diffusion_pytorch_model.fp16.safetensors",
-        "safety_checker/model.safetensors",
-    ):
-        assert not wanted(name), name
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize(
+    "shape, axes", [((600, 300), (1, 0)), ((40, 300, 3, 3), (2, 3, 1, 0)), ((7,), (0,))]
+)
+def test_large_arrays_are_copied_whole(shape, axes, dtype):
+    array = np.random.default_rng(0).standard_normal(shape, np.float32).transpose(axes)
+    target = np.full(array.shape, np.nan, dtype)
+    weights._fill(target, array)
+    np.testing.assert_array_equal(target, array.astype(dtype))
 
 
 def test_steps_start_at_one_whatever_an_early_file_says(folder, tmp_path):

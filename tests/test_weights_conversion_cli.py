@@ -317,3 +317,25 @@ def test_the_module_is_a_command(sd1):
     result = subprocess.run(command, capture_output=True, text=True, cwd=root)
     assert result.returncode == 0
     assert "Stable Diffusion 1" in result.stdout
+
+
+def test_a_folder_s_licence_is_told_and_goes_with_its_weights(tmp_path, sd1, capsys):
+    words = tokenizer(tmp_path / "words")
+    convert(open_model(sd1), tmp_path / "folder", tokenizer=words)
+    assert "licence" not in inspect(tmp_path / "folder")["metadata"]
+    terms = {"README.md": "---\ntags: [a]\nlicense: 'openrail++'\n---\n# A model\n", "LICENSE": "x"}
+    for name, text in terms.items():
+        (tmp_path / "folder" / name).write_text(text)
+    (tmp_path / "folder" / "notice.md").mkdir()
+    convert(open_model(tmp_path / "folder"), tmp_path / "copy")
+    for name, text in terms.items():
+        assert (tmp_path / "copy" / name).read_text() == text
+    assert main(["inspect", str(tmp_path / "copy")]) == 0
+    assert "metadata 'licence': 'openrail++ (LICENSE, README.md)'" in capsys.readouterr().out
+
+
+def test_a_folder_that_cannot_be_loaded_is_told(tmp_path, sd1):
+    convert(open_model(sd1), tmp_path / "folder", tokenizer=tokenizer(tmp_path / "words"))
+    assert inspect(tmp_path / "folder")["notes"] == []
+    (tmp_path / "folder" / "unet" / "config.json").unlink()
+    assert inspect(tmp_path / "folder")["notes"] == ["missing files: 'unet/config.json'"]

@@ -12,7 +12,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from weights_conversion.conversion import FLOATS, convert, open_model
+from weights_conversion.conversion import FLOATS, WriteTokenizer, convert, open_model
 from weights_conversion.errors import CheckpointError, printable
 from weights_conversion.folder import MAX_SHARD_BYTES
 from weights_conversion.inspection import as_text, inspect
@@ -45,10 +45,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     return OK
 
 
-def add_commands(commands: argparse._SubParsersAction) -> None:
-    """Adds the commands to a parser's subparsers; each sets `run`, a function of the arguments."""
+def add_commands(
+    commands: argparse._SubParsersAction, write_tokenizer: WriteTokenizer | None = None
+) -> None:
+    """Adds the commands to a parser's subparsers; each sets `run`, a function of the arguments.
+
+    Args:
+        commands: of the parser.
+        write_tokenizer: writes the tokenizer that single files have not, see `convert`.
+    """
     _add_inspect(commands.add_parser("inspect", help="tell what a checkpoint is"))
-    _add_convert(commands.add_parser("convert", help="write a checkpoint in another layout"))
+    convert_parser = commands.add_parser("convert", help="write a checkpoint in another layout")
+    convert_parser.set_defaults(write_tokenizer=write_tokenizer)
+    _add_convert(convert_parser)
     _add_repair(commands.add_parser("repair", help="cut off what stands behind the last tensor"))
 
 
@@ -103,7 +112,7 @@ def _convert(arguments: argparse.Namespace) -> None:
         source,
         arguments.destination,
         dtype=arguments.dtype,
-        tokenizer=arguments.tokenizer,
+        tokenizer=arguments.tokenizer or arguments.write_tokenizer,
         max_shard_bytes=arguments.max_shard_bytes,
         progress=_Progress(),
     )

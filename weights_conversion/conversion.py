@@ -19,6 +19,7 @@ from weights_conversion.components import COMPONENTS
 from weights_conversion.errors import CheckpointMismatch
 from weights_conversion.folder import DiffusersFolder
 from weights_conversion.folder_model import FolderModel
+from weights_conversion.listing import terms
 from weights_conversion.safetensors_reader import DTYPES
 from weights_conversion.safetensors_writer import Progress, write_safetensors
 from weights_conversion.single_file import SingleFile, open_single_file
@@ -26,6 +27,8 @@ from weights_conversion.staging import check_space, removed_if_killed, staged, s
 from weights_conversion.translation import merge, translate
 
 Model = SingleFile | FolderModel
+# Makes the folder of a single file's tokenizer, and tells whether it could.
+WriteTokenizer = Callable[[Path, SingleFile], bool]
 
 FLOATS = {
     dtype.name: dtype for name, dtype in DTYPES.items() if name in ("F32", "F16", "BF16")
@@ -76,7 +79,7 @@ def convert(
     destination: str | os.PathLike,
     *,
     dtype: str | None = None,
-    tokenizer: str | os.PathLike | None = None,
+    tokenizer: str | os.PathLike | WriteTokenizer | None = None,
     max_shard_bytes: int = folder.MAX_SHARD_BYTES,
     progress: Callable[[int, int], None] | None = None,
 ) -> Report:
@@ -87,7 +90,8 @@ def convert(
         destination: the new path, which must not exist: with the suffix .safetensors a single
             file, without a suffix a folder.
         dtype: "float32", "float16" or "bfloat16"; None for that of each tensor.
-        tokenizer: for a folder, a folder with the tokenizer's files, which single files have not.
+        tokenizer: for a folder, a folder with the tokenizer's files, which single files have not;
+            or a function that writes them for a single file.
         max_shard_bytes: for a folder, the size above which weights are split.
         progress: is told again and again how many bytes are written, and of how many.
 
@@ -201,7 +205,7 @@ def _write_folder(source: Model, path: Path, dtype: np.dtype | None, settings: t
     }
     part_configs = _configs(source)
     total = sum(tensors.nbytes for tensors in parts.values())
-    if tokenizer is None and isinstance(source, FolderModel):
+    if isinstance(source, FolderModel) and (tokenizer is None or callable(tokenizer)):
         tokenizer = source.path / "tokenizer"
     check_space(path, total)
     count = _counter(progress, total)
@@ -216,10 +220,14 @@ def _write_folder(source: Model, path: Path, dtype: np.dtype | None, settings: t
                 progress=count,
             )
         folder.write_scheduler(stage, part_configs["scheduler"])
-        copied = _copy_tokenizer(tokenizer, stage)
+        if callable(tokenizer):
+            has_tokenizer = tokenizer(stage / "tokenizer", source)
+        else:
+            has_tokenizer = _copy_tokenizer(tokenizer, stage)
+        _copy_terms(source, stage)
         inputs = source.fields("diffusion_model")["in_channels"]
         folder.write_index(stage, _PIPELINES.get(inputs, "StableDiffusionPipeline"))
-    missing = [] if copied else ["tokenizer/, which the source has not: pass tokenizer="]
+    missing = [] if has_tokenizer else ["tokenizer/, which the source has not: pass tokenizer="]
     return Report(path, total, source.dropped + missing)
 
 
@@ -238,6 +246,14 @@ def _configs(source: Model) -> dict[str, dict[str, Any]]:
             {"schedule": source.schedule, "sampling": source.sampling}
         ),
     }
+
+
+def _copy_terms(source: Model, stage: Path) -> None:
+    """Keeps a folder's README and licence beside its weights."""
+    if isinstance(source, FolderModel):
+        for name in terms(os.listdir(source.path)):
+            if (source.path / name).is_file():
+                shutil.copyfile(source.path / name, stage / name)
 
 
 def _copy_tokenizer(tokenizer: str | os.PathLike | None, stage: Path) -> bool:

@@ -22,6 +22,7 @@ from weights_conversion.errors import (
     printable,
 )
 from weights_conversion.limits import Limits
+from weights_conversion.listing import INDEX, STEMS, TOKENIZER_FILES, weights_files
 from weights_conversion.opening import open_checkpoint
 from weights_conversion.safetensors_writer import Progress, write_safetensors
 from weights_conversion.staging import staged
@@ -38,20 +39,6 @@ __all__ = [
 
 MAX_JSON_BYTES = 25_000_000
 MAX_SHARD_BYTES = 10_000_000_000  # what diffusers writes into one file
-# Names of weights, of diffusers' components and of transformers', the better format first.
-_STEMS = {
-    ".safetensors": ("diffusion_pytorch_model", "model"),
-    ".bin": ("diffusion_pytorch_model", "pytorch_model"),
-}
-_TOKENIZER_FILES = (
-    "vocab.json",
-    "merges.txt",
-    "special_tokens_map.json",
-    "tokenizer_config.json",
-    "added_tokens.json",
-    "tokenizer.json",
-)
-
 # The version of diffusers whose layout is written; its inpainting pipeline refuses an index
 # without one.
 LAYOUT_VERSION = "0.42.1"
@@ -76,7 +63,7 @@ class DiffusersFolder:
     @property
     def index(self) -> dict[str, Any]:
         """The content of model_index.json: a [library, class] pair for each component."""
-        return read_json(self.path / "model_index.json")
+        return read_json(self.path / INDEX)
 
     def has(self, component: str) -> bool:
         """Whether the folder holds a component that its index does not switch off."""
@@ -90,7 +77,7 @@ class DiffusersFolder:
 
     def tokenizer_files(self, component: str = "tokenizer") -> dict[str, Path]:
         """Returns the paths of the tokenizer's files that are there, by file name."""
-        paths = {name: self.path / component / name for name in _TOKENIZER_FILES}
+        paths = {name: self.path / component / name for name in TOKENIZER_FILES}
         return {name: path for name, path in paths.items() if path.is_file()}
 
     def weights(self, component: str, variant: str | None = None) -> Checkpoint:
@@ -106,19 +93,11 @@ class DiffusersFolder:
             CheckpointError: there are no such weights, or one of the files cannot be used.
         """
         folder = self.path / component
-        dotted = f".{variant}" if variant else ""
-        for suffix, stems in _STEMS.items():
-            for stem in stems:
-                single = folder / f"{stem}{dotted}{suffix}"
-                if _exists(single):
-                    return open_checkpoint(single)
-                # today's order of index and variant, and that of diffusers before 0.27
-                for name in (
-                    f"{stem}{suffix}.index{dotted}.json",
-                    f"{stem}{dotted}{suffix}.index.json",
-                ):
-                    if _exists(folder / name):
-                        return _open_shards(self.path, folder / name)
+        names = os.listdir(folder) if folder.is_dir() else []
+        if found := weights_files(names, variant):
+            is_index = found[0].endswith(".json")
+            path = folder / found[0]
+            return _open_shards(self.path, path) if is_index else open_checkpoint(path)
         raise CheckpointMismatch(_missing_weights(folder, variant))
 
 
@@ -129,7 +108,7 @@ def _exists(path: Path) -> bool:
 def _missing_weights(folder: Path, variant: str | None) -> str:
     wanted = f"weights of variant {variant!r}" if variant else "weights without a variant"
     names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-    tensors = [name for name in names if name.endswith(tuple(_STEMS)) or ".index." in name]
+    tensors = [name for name in names if name.endswith(tuple(STEMS)) or ".index." in name]
     if tensors:
         return (
             f"{folder} has no {wanted}, but {listed(tensors)}. "
@@ -137,7 +116,7 @@ def _missing_weights(folder: Path, variant: str | None) -> str:
         )
     if any(name.endswith((".ckpt", ".pt", ".msgpack", ".h5")) for name in names):
         return f"{folder} has no safetensors files, but {listed(names)}. Convert them first."
-    expected = [f"{stem}{suffix}" for suffix, stems in _STEMS.items() for stem in stems]
+    expected = [f"{stem}{suffix}" for suffix, stems in STEMS.items() for stem in stems]
     return f"{folder} has no {wanted}. Expected one of {listed(expected)}."
 
 
@@ -236,7 +215,7 @@ def write_component(
     Raises:
         CheckpointError: the component's folder exists already and is not empty.
     """
-    stem = _STEMS[".safetensors"][0 if "_class_name" in config else 1]
+    stem = STEMS[".safetensors"][0 if "_class_name" in config else 1]
     with staged(Path(path) / component) as folder:
         write_json(folder / "config.json", config)
         stem += f".{variant}" if variant else ""
@@ -270,7 +249,7 @@ def write_index(path: str | os.PathLike, class_name: str = "StableDiffusionPipel
     partial = folder / f".model_index.json.{secrets.token_hex(4)}.partial"
     try:
         write_json(partial, index)
-        partial.replace(folder / "model_index.json")
+        partial.replace(folder / INDEX)
     finally:
         partial.unlink(missing_ok=True)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,6 +15,7 @@ from weights_conversion.errors import CheckpointError, CheckpointMismatch, print
 from weights_conversion.families import Family, identify
 from weights_conversion.folder import DiffusersFolder
 from weights_conversion.limits import Limits
+from weights_conversion.listing import select, terms
 from weights_conversion.opening import is_torch, open_checkpoint
 from weights_conversion.prediction import find_prediction
 from weights_conversion.single_file import canonical_names
@@ -24,6 +26,9 @@ _PARTS = {  # beginnings of CompVis names
     "autoencoder": "first_stage_model.",
     "text encoder": "cond_stage_model.",
 }
+_README_BYTES = 10_000
+# In the front matter of a model card: https://huggingface.co/docs/hub/model-cards
+_LICENCE_LINE = re.compile(r"^license: *(\S+) *$", re.MULTILINE)
 
 
 def inspect(path: str | os.PathLike, *, limits: Limits = Limits()) -> dict[str, Any]:
@@ -81,6 +86,7 @@ def _folder(path: Path) -> dict[str, Any]:
             notes.append(str(error))
         else:
             parts[name] = [checkpoint.info(tensor) for tensor in checkpoint]
+    licence, missing = _licence(path), _missing(path)
     return {
         "path": str(path),
         "format": "diffusers",
@@ -90,9 +96,32 @@ def _folder(path: Path) -> dict[str, Any]:
         "prediction": _scheduler(folder).get("prediction_type", "epsilon"),
         **_size(info for infos in parts.values() for info in infos),
         "parts": {name: _size(infos) for name, infos in parts.items()},
-        "metadata": {},
-        "notes": notes,
+        "metadata": {"licence": licence} if licence else {},
+        "notes": notes + missing,
     }
+
+
+def _licence(path: Path) -> str | None:
+    """Names a folder's licence, as its README's first lines do, and the files that hold terms."""
+    files = [name for name in terms(os.listdir(path)) if (path / name).is_file()]
+    named = None
+    if "README.md" in files:
+        with open(path / "README.md", "rb") as readme:
+            start = readme.read(_README_BYTES).decode("utf-8", errors="replace")
+        match = _LICENCE_LINE.search(start) if start.startswith("---") else None
+        named = match[1].strip("'\"") if match else None
+    return f"{named or 'see the terms'} ({', '.join(files)})" if files else None
+
+
+def _missing(path: Path) -> list[str]:
+    """Tells what loading will miss."""
+    names = (file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file())
+    try:
+        selection = select(names, COMPONENTS)
+    except CheckpointMismatch as error:
+        return [str(error)]
+    variant = selection.variant
+    return [] if variant is None else [f"all weights are of the variant {variant!r}"]
 
 
 def _scheduler(folder: DiffusersFolder) -> dict[str, Any]:

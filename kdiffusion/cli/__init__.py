@@ -70,9 +70,10 @@ def _parser(command: Sequence[str] = ()) -> argparse.ArgumentParser:
     generate.add_arguments(commands.add_parser("generate", help="draw pictures"))
     samplers.add_arguments(commands.add_parser("samplers", help="list the samplers"))
     if _CHECKPOINT_COMMANDS.keys() & set(command):
+        from kdiffusion.cli.tokenizers import write_tokenizer
         from weights_conversion.cli import add_commands
 
-        add_commands(commands)
+        add_commands(commands, write_tokenizer)
     else:
         for name, text in _CHECKPOINT_COMMANDS.items():
             commands.add_parser(name, help=text)

@@ -40,6 +40,8 @@ COMMANDS = (
     Command("fuzz.py", short=("--count", "5000")),
     Command("compvis.py", short=("--tiny",)),
     Command("scenes_detector.py"),
+    Command("hub.py"),
+    Command("loading.py", BOTH, short=None),
     Command("installation.py"),
     Command("newcomer.py", short=None),
 )

@@ -1,0 +1,43 @@
+"""CLIP's tokenizer for folders that `kdiffusion convert` makes of single files, which have none."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+from kdiffusion.vocabulary import NAME, PATH_VARIABLE, local_vocabulary
+
+
+def write_tokenizer(folder: Path, source: Any) -> bool:
+    """Write the tokenizer of a single file's text encoder, if CLIP's vocabulary is here.
+
+    Args:
+        folder: the `tokenizer/` folder to make.
+        source: `weights_conversion.SingleFile`, which tells the vocabulary's size and the pad id.
+
+    Returns:
+        Whether it was written; if it was not, a warning says why.
+    """
+    from kdiffusion.tokenizer import SimpleTokenizer
+
+    path = local_vocabulary()
+    if path is None:
+        warnings.warn(
+            "The folder has no tokenizer/, because CLIP's vocabulary is not on this machine. "
+            f"kdiffusion does without; for other programs set {PATH_VARIABLE} to a copy of {NAME} "
+            "and convert again, or pass --tokenizer.",
+            stacklevel=2,
+        )
+        return False
+    tokenizer = SimpleTokenizer.from_bpe(path, pad_id=source.pad_id)
+    size = source.fields("text_encoder")["vocabulary_size"]
+    if size != len(tokenizer.vocab):
+        warnings.warn(
+            f"The folder has no tokenizer/, because the text encoder knows {size:,} tokens, not "
+            f"the {len(tokenizer.vocab):,} of CLIP. Pass --tokenizer.",
+            stacklevel=2,
+        )
+        return False
+    tokenizer.save(folder)
+    return True
