@@ -40,6 +40,8 @@ COMMANDS = (
     Command("compvis.py", short=("--tiny",)),
     Command("installation.py"),
     Command("newcomer.py", short=None),
+    Command("cold_start.py", BOTH, short=None),
+    Command("speed.py", short=None),
 )
 
 
