@@ -4,6 +4,9 @@ import os
 
 import pytest
 
+# Tests leave nothing in the home of whoever runs them, and find nothing there.
+os.environ["KDIFFUSION_COMPILE_CACHE"] = "off"
+
 
 @pytest.fixture(scope="session")
 def tiny():

@@ -44,6 +44,8 @@ COMMANDS = (
     Command("loading.py", BOTH, short=None),
     Command("installation.py"),
     Command("newcomer.py", short=None),
+    Command("cold_start.py", BOTH, short=None),
+    Command("speed.py", short=None),
 )
 
 

@@ -1,0 +1,79 @@
+"""Measure kdiffusion beside other implementations of Stable Diffusion 1.5.
+
+    python -m benchmarks [--peers NAMES] [--measures NAMES] [--dtypes NAMES] [--sizes PIXELS]
+
+Every peer runs in a process of its own with random weights, with the threads that it takes by
+itself, and they take turns. A ratio is kdiffusion's value by the peer's of the same round, so below
+1 kdiffusion is better. A peer that is missing or fails is named with its reason.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from benchmarks import machine, table
+from benchmarks.measuring import MEASURES, Plan, measure
+from benchmarks.peers import PEERS
+
+
+def main():
+    arguments = _parser().parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        plan = Plan(
+            arguments.folder or Path(temporary),
+            arguments.peers,
+            arguments.measures,
+            arguments.sizes,
+            arguments.pairs,
+            arguments.fresh_pairs,
+            arguments.steps,
+            arguments.together,
+        )
+        if not (plan.folder / "checkpoint").exists():
+            command = [sys.executable, "-m", "benchmarks.checkpoint"]
+            subprocess.run([*command, plan.folder / "checkpoint", arguments.model], check=True)
+        about = machine.describe()
+        results = []
+        for dtype in arguments.dtypes:
+            for result in measure(plan, dtype):
+                results.append(result)
+                _log(result)
+                if arguments.json:
+                    arguments.json.write_text(table.to_json(results, about), "utf-8")
+    print("\n".join(f"{name}: {value}" for name, value in about.items()))
+    print(f"\n{table.markdown(results)}")
+
+
+def _parser():
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks", description=__doc__.splitlines()[0]
+    )
+    accelerated = machine.accelerator() is not None
+    add = parser.add_argument
+    peers = [name for name in PEERS if accelerated or name not in ("diffusers-compiled",)]
+    add("--peers", nargs="+", choices=PEERS, default=peers, help="the first is compared with")
+    add("--measures", nargs="+", choices=MEASURES, default=list(MEASURES))
+    add("--dtypes", nargs="+", default=["bfloat16"] if accelerated else ["float32", "bfloat16"])
+    add("--sizes", nargs="+", type=int, default=[256, 512], help="pixels along a side")
+    add("--pairs", type=int, default=7, help="rounds of what is measured in running processes")
+    add("--fresh-pairs", type=int, default=3, help="rounds of what needs a fresh process each")
+    add("--steps", type=int, default=5, help="guided steps of a picture")
+    add("--together", type=int, default=3, help="peers that are in memory at a time")
+    add("--model", choices=("full-size", "tiny"), default="full-size")
+    add("--folder", type=Path, help="keeps the checkpoint and what peers make of it, 20 GB")
+    add("--json", type=Path, help="file for all values")
+    return parser
+
+
+def _log(result):
+    text = result.reason or f"{result.value:.4g}, ratio {result.ratio:.3f}"
+    name = " ".join((result.measure, result.dtype, str(result.side), result.peer))
+    print(f"{name}: {text}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()

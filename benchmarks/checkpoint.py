@@ -1,0 +1,50 @@
+"""Random weights in a folder that every peer can read.
+
+    python -m benchmarks.checkpoint FOLDER full-size|tiny
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from kdiffusion import weights
+from kdiffusion.presets import (
+    AutoencoderArchitecture,
+    DiffusionArchitecture,
+    TextEncoderArchitecture,
+)
+
+
+class FullSize(weights.RandomSource):
+    """Stable Diffusion 1.5's architecture, with random weights of the scale of trained ones."""
+
+    name = "random-full-size"
+    height = width = 512
+
+    _ARCHITECTURES = {
+        "text_encoder": TextEncoderArchitecture(),
+        "autoencoder": AutoencoderArchitecture(),
+        "diffusion_model": DiffusionArchitecture(),
+    }
+
+
+SOURCES = {"full-size": FullSize, "tiny": weights.RandomSource}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("source", choices=SOURCES)
+    arguments = parser.parse_args()
+    source = SOURCES[arguments.source]()
+    models = {kind: source.model(kind, "float32") for kind in weights.MODELS}
+    size = (source.height, source.width)
+    arguments.folder.parent.mkdir(parents=True, exist_ok=True)
+    weights.save(
+        arguments.folder, models, source.tokenizer(), source.schedule(), source.sampling(), size
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,189 @@
+"""Measures: which there are, and how their seconds and bytes are taken.
+
+Each peer lives in a process of its own, and they take turns: A B C A B C. A ratio is kdiffusion's
+value by the peer's of the same round, so what slows the machine for a while slows both.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from benchmarks.process import Failed, Process
+
+# Methods of a `Peer`, in processes that live on.
+WARM = {
+    "network": "network call, b1",
+    "guided": "guided step",
+    "decode": "decode",
+    "picture": "whole picture",
+}
+# Of a fresh process each that draws one picture.
+FRESH = {
+    "load": "checkpoint load",
+    "cold": "cold start to first picture",
+    "memory": "peak memory",
+}
+MEASURES = {**WARM, "compile": "first picture beyond a later one", **FRESH}
+
+
+class Result(NamedTuple):
+    """What came out of one measure of one peer.
+
+    Args:
+        measure: str, a key of `MEASURES`.
+        dtype: str.
+        side: int, of the picture in pixels.
+        peer: str, a key of `PEERS`.
+        values: seconds, or bytes of the measure `memory`, one for each round; empty if it failed.
+        ratios: those of the first peer of the same rounds by these.
+        reason: str, why there are no values, or empty.
+    """
+
+    measure: str
+    dtype: str
+    side: int
+    peer: str
+    values: Sequence[float] = ()
+    ratios: Sequence[float] = ()
+    reason: str = ""
+
+    @property
+    def value(self) -> float:
+        return statistics.median(self.values)
+
+    @property
+    def ratio(self) -> float:
+        return statistics.median(self.ratios) if self.ratios else float("nan")
+
+
+class Plan(NamedTuple):
+    """What is to be measured.
+
+    Args:
+        folder: where `checkpoint` is, and what peers make for themselves.
+        peers: names of `PEERS`; the first is what the others are compared with.
+        measures: names of `MEASURES`.
+        sides: of pictures, in pixels.
+        pairs: how many rounds.
+        fresh_pairs: how many rounds of fresh processes.
+        num_steps: guided steps of a picture.
+        together: how many peers live at a time.
+    """
+
+    folder: Path
+    peers: Sequence[str]
+    measures: Sequence[str]
+    sides: Sequence[int]
+    pairs: int
+    fresh_pairs: int
+    num_steps: int
+    together: int
+
+    def arguments(self, measure: str, side: int) -> list[int]:
+        return [side, self.num_steps] if measure == "picture" else [side]
+
+
+def measure(plan: Plan, dtype: str) -> Iterator[Result]:
+    """All results of a dtype, as they come."""
+    first, *others = plan.peers
+    size = max(plan.together - 1, 1)
+    groups = [others[i : i + size] for i in range(0, len(others), size)] or [[]]
+    if set(plan.measures) & {*WARM, "compile"}:
+        for number, group in enumerate(groups):
+            results = _measure_warm(plan, dtype, [first, *group])
+            # The first peer is in every group, but one row of it is enough.
+            yield from (r for r in results if number == 0 or r.peer != first)
+    if set(plan.measures) & set(FRESH):
+        for side in plan.sides:
+            yield from _measure_fresh(plan, dtype, side)
+
+
+def _measure_warm(plan, dtype, peers):
+    wanted = {"picture" if name == "compile" else name for name in plan.measures}
+    processes = [Process(peer, plan.folder, dtype) for peer in peers]
+    try:
+        for name in (name for name in WARM if name in wanted):
+            for side in plan.sides:
+                first, rounds = Rounds(peers), Rounds(peers)
+                request = ("prepare", name, plan.arguments(name, side))
+                for process in processes:
+                    first.turn(process.peer, lambda: process.ask(*request))
+                rounds.reasons.update(first.reasons)
+                for _ in range(plan.pairs):
+                    for process in processes:
+                        rounds.turn(process.peer, lambda: process.ask("run"))
+                if name in plan.measures:
+                    yield from rounds.results(name, dtype, side)
+                if name == "picture" and "compile" in plan.measures:
+                    yield from _beyond(first, rounds).results("compile", dtype, side)
+    finally:
+        for process in processes:
+            process.close()
+
+
+def _beyond(first: Rounds, later: Rounds) -> Rounds:
+    """How much longer the first call took than the median of the later ones."""
+    rounds = Rounds(first.values)
+    rounds.reasons.update(later.reasons)
+    for peer, values in later.values.items():
+        if peer not in rounds.reasons:
+            rounds.values[peer] = [first.values[peer][0] - statistics.median(values)]
+    return rounds
+
+
+def _measure_fresh(plan, dtype, side):
+    rounds = Rounds(plan.peers)
+    with tempfile.TemporaryDirectory() as cache:
+        variables = {"KDIFFUSION_COMPILE_CACHE": cache}
+        # The first round fills the compile caches and does not count.
+        for number in range(plan.fresh_pairs + 1):
+            for peer in plan.peers:
+                rounds.turn(peer, lambda: _fresh_picture(plan, dtype, side, peer, variables))
+    for name in FRESH:
+        if name in plan.measures:
+            single = Rounds(plan.peers)
+            single.reasons = rounds.reasons
+            single.values = {p: [v[name] for v in vs[1:]] for p, vs in rounds.values.items()}
+            yield from single.results(name, dtype, side)
+
+
+def _fresh_picture(plan, dtype, side, peer, variables):
+    start = time.perf_counter()
+    process = Process(peer, plan.folder, dtype, variables)
+    try:
+        load = process.ask("load")
+        process.ask("prepare", "picture", plan.arguments("picture", side))
+        cold = time.perf_counter() - start
+        return {"load": load, "cold": cold, "memory": process.ask("memory")}
+    finally:
+        process.close()
+
+
+class Rounds:
+    """Values of peers, round by round; a peer that fails is out, with its reason."""
+
+    def __init__(self, peers: Iterable[str]):
+        self.values: dict[str, list[Any]] = {peer: [] for peer in peers}
+        self.reasons: dict[str, str] = {}
+
+    def turn(self, peer: str, function: Callable[[], Any]) -> None:
+        if peer in self.reasons:
+            return
+        try:
+            self.values[peer].append(function())
+        except Failed as reason:
+            self.reasons[peer] = str(reason)
+
+    def results(self, measure, dtype, side):
+        reference = next(iter(self.values.values()))
+        for peer, values in self.values.items():
+            if peer in self.reasons:
+                yield Result(measure, dtype, side, peer, reason=self.reasons[peer])
+            else:
+                ratios = [mine / theirs for mine, theirs in zip(reference, values)]
+                yield Result(measure, dtype, side, peer, values, ratios)

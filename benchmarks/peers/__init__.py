@@ -1,0 +1,38 @@
+"""The implementations that are measured: one module for each, all with the same `Peer`.
+
+`Peer(folder, dtype)` imports and reads nothing yet but its framework; it has
+
+- `load()`: reads or makes all that a picture needs;
+- `network(side)`, `guided(side)`, `decode(side)`, `picture(side, num_steps)`: each returns a function
+  without arguments that computes one network call of one latent, one guided step, one decoded
+  picture, or a whole picture from a prompt. It returns a NumPy array, so it has ended when it returns;
+  `side` is the picture's, in pixels.
+
+A method that a peer cannot offer raises `Unavailable` with the reason, which the table then names.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Unavailable(Exception):
+    """Why something is not measured."""
+
+
+class Row(NamedTuple):
+    """A column of the table: a module of this package and the environment that it runs in."""
+
+    module: str
+    environment: dict[str, str] = {}
+
+
+PEERS = {
+    "kdiffusion": Row("kdiffusion", {"KERAS_BACKEND": "tensorflow"}),
+    "kdiffusion-jax": Row("kdiffusion", {"KERAS_BACKEND": "jax"}),
+    "diffusers": Row("diffusers"),
+    "diffusers-compiled": Row("diffusers", {"BENCHMARK_COMPILE": "1"}),
+    "kerascv": Row("kerascv", {"KERAS_BACKEND": "tensorflow"}),
+    "zeromodels": Row("zeromodels", {"KERAS_BACKEND": "tensorflow"}),
+    "openvino": Row("openvino"),
+}

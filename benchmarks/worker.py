@@ -1,0 +1,70 @@
+"""The side of a peer: a process that does what it is told, a line at a time.
+
+Requests and answers are JSON, one a line: `["load"]`, `["prepare", method, arguments]` and `["run"]`
+answer seconds, `["memory"]` the highest resident memory so far, in bytes.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import re
+import sys
+import time
+from pathlib import Path
+
+from benchmarks.peers import PEERS, Unavailable
+
+
+def main():
+    name, folder, dtype = sys.argv[1:]
+    # Frameworks print; the answers keep the standard output for themselves.
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    worker = None
+    for line in sys.stdin:
+        try:
+            worker = worker or Worker(name, Path(folder), dtype)
+            command, *arguments = json.loads(line)
+            answer = {"answer": getattr(worker, command)(*arguments)}
+        except Unavailable as reason:
+            answer = {"error": str(reason)}
+        except Exception as error:
+            reason = " ".join(str(error).split())
+            answer = {"error": f"{type(error).__name__}: {reason[:300]}"}
+        print(json.dumps(answer), file=answers, flush=True)
+
+
+class Worker:
+    """A peer and the function that is measured now."""
+
+    def __init__(self, name, folder, dtype):
+        self.peer = importlib.import_module(f"benchmarks.peers.{PEERS[name].module}").Peer(folder, dtype)
+        self.function = None
+
+    def load(self):
+        return _seconds(self.peer.load)
+
+    def prepare(self, method, arguments):
+        """Choose what is measured, and run it once; the seconds include its compilation."""
+        self.function = getattr(self.peer, method)(*arguments)
+        return self.run()
+
+    def run(self):
+        return _seconds(self.function)
+
+    def memory(self):
+        # Not `getrusage`, whose peak includes that of the process this one was forked from.
+        status = Path("/proc/self/status").read_text("ascii")
+        return 1024 * int(re.search(r"^VmHWM:\s+(\d+) kB", status, re.MULTILINE)[1])
+
+
+def _seconds(function):
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,131 @@
+"""From the start of a process to its first picture, with the compile cache filled.
+
+    python tests/acceptance/cold_start.py [--checkpoint FOLDER] [--dtype DTYPE] [--size PIXELS]
+
+Full-size SD 1.5 at 256x256. Reading weights and sampling are left out: sampling is what a second
+picture takes. A first process fills an empty compile cache; the second one is judged.
+Without `--checkpoint` one with random weights is made (4 GB). Needs 8 GB of memory, and a machine
+that does nothing else: seconds are those of the clock. Those of the processor are printed beside,
+which say how much of it was waiting.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+BAR = 12.0  # seconds
+PROMPT = "a lighthouse at dawn"
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--checkpoint", type=Path, help="folder in diffusers' layout")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--size", type=int, default=256)
+    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.child:
+        child(arguments)
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = arguments.checkpoint or make_checkpoint(Path(temporary, "checkpoint"))
+        command = [sys.executable, __file__, "--child", "--checkpoint", folder]
+        command += ["--dtype", arguments.dtype, "--size", str(arguments.size)]
+        variables = os.environ | {"KDIFFUSION_COMPILE_CACHE": str(Path(temporary, "cache"))}
+        empty, warm = (start(command, variables) for _ in range(2))
+    backend = os.environ.get("KERAS_BACKEND", "tensorflow")
+    print(f"{arguments.dtype} on {backend}: seconds of the clock (of the processor)")
+    print(f"{'':24s} {'empty cache':>18s} {'warm cache':>18s}")
+    for name in warm:
+        print(f"{name:24s} {show(empty[name])} {show(warm[name])}")
+    total = warm["together"][0]
+    print(f"{total:.1f} s beyond reading weights and sampling, bar {BAR} s")
+    sys.exit(total > BAR)
+
+
+def make_checkpoint(folder):
+    command = [sys.executable, "-m", "benchmarks.checkpoint", folder, "full-size"]
+    subprocess.run(command, check=True)
+    return folder
+
+
+def start(command, variables):
+    started = time.time()
+    done = subprocess.run(command, env=variables, stdout=subprocess.PIPE, check=True)
+    laps = json.loads(done.stdout.splitlines()[-1])
+    laps["start and import"][0] -= started
+    counted = ("start and import", "building", "tracing", "compiling")
+    laps["together"] = [sum(laps[name][i] for name in counted) for i in range(2)]
+    return laps
+
+
+def show(lap):
+    return f"{lap[0]:9.2f} ({lap[1]:6.2f})"
+
+
+class Laps:
+    """Seconds of the clock and of the processor, by name."""
+
+    def __init__(self):
+        self.seconds = {}
+
+    @contextmanager
+    def lap(self, name):
+        wall, processor = time.perf_counter(), time.process_time()
+        try:
+            yield
+        finally:
+            self.add(name, time.perf_counter() - wall, time.process_time() - processor)
+
+    def add(self, name, wall, processor):
+        total = self.seconds.setdefault(name, [0.0, 0.0])
+        total[0] += wall
+        total[1] += processor
+
+    def timed(self, function, name):
+        def call(*args, **kwargs):
+            with self.lap(name):
+                return function(*args, **kwargs)
+
+        return call
+
+
+def child(arguments):
+    from kdiffusion import StableDiffusion, backend
+    from kdiffusion.models.base import ArchitectureModel
+
+    laps = Laps()
+    ArchitectureModel.__init__ = laps.timed(ArchitectureModel.__init__, "building")
+    compile_function = backend.compile_function
+    backend.compile_function = lambda function, *rest: compile_function(
+        laps.timed(function, "tracing"), *rest
+    )
+    model = StableDiffusion.from_preset(arguments.checkpoint, dtype=arguments.dtype)
+    # The clock, not a difference: the parent knows when this process was started.
+    laps.add("start and import", time.time(), time.process_time())
+    with laps.lap("loading"):
+        model.tokenizer, model.text_encoder, model.diffusion_model, model.decoder
+    side = arguments.size
+    for name in ("first picture", "sampling"):
+        with laps.lap(name):
+            model.text_to_image(PROMPT, num_steps=2, seed=0, height=side, width=side, verbose=0)
+    seconds = laps.seconds
+    rest = {
+        "reading weights": minus(seconds.pop("loading"), seconds["building"]),
+        "compiling": minus(seconds.pop("first picture"), seconds["sampling"], seconds["tracing"]),
+    }
+    print(json.dumps(seconds | rest))
+
+
+def minus(lap, *others):
+    return [value - sum(other[i] for other in others) for i, value in enumerate(lap)]
+
+
+if __name__ == "__main__":
+    main()

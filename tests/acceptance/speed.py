@@ -1,0 +1,72 @@
+"""Speed and peak memory beside diffusers and KerasCV, as ratios of one run of the benchmark.
+
+    python tests/acceptance/speed.py [--folder FOLDER] [--pairs N] [--only guided|picture|memory]
+
+Bars: a guided step of 32x32 latents at most 0.75 of diffusers' time in float32 and 0.95 in
+bfloat16; a whole 512x512 picture of 5 guided steps at most 0.8 of diffusers' and 0.6 of KerasCV's;
+its peak memory at most diffusers'. Each dtype is compared with itself. Takes 80 minutes of a
+machine that does nothing else and 16 GB of memory; `--folder` keeps the weights, 9 GB.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+# Measure and size in pixels: peer: the highest ratio in float32 and in bfloat16.
+BARS = {
+    ("guided", 256): {"diffusers": (0.75, 0.95)},
+    ("picture", 512): {"diffusers": (0.8, 0.8), "kerascv": (0.6, 0.6)},
+    ("memory", 512): {"diffusers": (1.0, 1.0)},
+}
+DTYPES = ("float32", "bfloat16")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--folder", type=Path, help="keeps the weights")
+    parser.add_argument("--pairs", type=int, default=7)
+    parser.add_argument("--only", choices=[measure for measure, _ in BARS])
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = arguments.folder or Path(temporary)
+        failures = [
+            failure
+            for (measure, side), peers in BARS.items()
+            if arguments.only in (None, measure)
+            for failure in judge(benchmark(measure, side, peers, folder, arguments.pairs), peers)
+        ]
+    for failure in failures:
+        print("FAILED:", failure)
+    sys.exit(bool(failures))
+
+
+def benchmark(measure, side, peers, folder, pairs):
+    """The rows of one measure, from the benchmark's JSON."""
+    with tempfile.NamedTemporaryFile(suffix=".json") as file:
+        command = [sys.executable, "-m", "benchmarks", "--peers", "kdiffusion", *peers]
+        command += ["--measures", measure, "--sizes", str(side), "--dtypes", *DTYPES]
+        command += ["--pairs", str(pairs), "--folder", folder, "--json", file.name]
+        subprocess.run(command, cwd=ROOT, check=True)
+        return json.loads(Path(file.name).read_text("utf-8"))["results"]
+
+
+def judge(rows, peers):
+    """Print each ratio beside its bar; what is missing or above it is a failure."""
+    for row in rows:
+        bar = peers.get(row["peer"], (None, None))[DTYPES.index(row["dtype"])]
+        name = f"{row['measure']} {row['side']} {row['dtype']} beside {row['peer']}"
+        if row["reason"]:
+            yield f"{name}: {row['reason']}"
+        elif bar is not None:
+            print(f"{name}: {row['ratio']:.3f}, bar {bar}", flush=True)
+            if row["ratio"] > bar:
+                yield f"{name}: {row['ratio']:.3f} is above {bar}"
+
+
+if __name__ == "__main__":
+    main()
