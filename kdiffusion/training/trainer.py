@@ -27,6 +27,9 @@ class Trainer(keras.Model):
     Args:
         seed: int, of everything that `fit` draws. `Loop` has a seed of its own.
         name: str.
+
+    Attributes:
+        steps: int32 variable, how many steps `fit` has made.
     """
 
     # Whether the loss of a batch is the mean of its samples' losses, each computed alone.
@@ -35,6 +38,10 @@ class Trainer(keras.Model):
     def __init__(self, seed: int = 0, name: str | None = None):
         super().__init__(name=name)
         self.seed = seed
+        # Not the optimizer's own count, which Keras on JAX hides from the loss.
+        self.steps = self.add_weight(
+            shape=(), dtype="int32", initializer="zeros", trainable=False, name="steps"
+        )
         # The networks are built when they are made; the trainer itself has nothing to build.
         self.built = True
 
@@ -42,6 +49,14 @@ class Trainer(keras.Model):
     def groups(self) -> dict[str, list[keras.Variable]]:
         """The trainable variables that each loss moves."""
         return {"model": self.trainable_variables}
+
+    @property
+    def configuration(self) -> dict[str, Any]:
+        """What the losses depend on besides weights and batch, as values that JSON holds.
+
+        `Loop` resumes a run only with the configuration that it began with.
+        """
+        return {}
 
     def losses(self, batch: Batch, key: Any, step: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         """The losses of a batch; pure, and the same for each sample however a batch is cut.
@@ -99,10 +114,17 @@ class Trainer(keras.Model):
         self._check_fit(settings)
         return super().fit(*arguments, **settings)
 
-    def call(self, batch: Batch) -> tuple[dict[str, Any], dict[str, Any]]:
-        """`losses` of a batch at the compiled optimizer's step."""
-        step = 0 if self.optimizer is None else self.optimizer.iterations
-        return self.losses(batch, self.seed, ops.cast(step, "int32"))
+    def call(self, batch: Batch, training: bool = False) -> tuple[dict[str, Any], dict[str, Any]]:
+        """`losses` of a batch at the step that `fit` has come to, which training moves on."""
+        step = ops.convert_to_tensor(self.steps)
+        if training:
+            self.steps.assign_add(1)
+        return self.losses(batch, self.seed, step)
+
+    def stateless_call(self, *arguments, return_losses=False, **settings):
+        """See `keras.Layer.stateless_call`; here `losses` is no list of what layers add."""
+        returned = super().stateless_call(*arguments, **settings)
+        return (*returned, []) if return_losses else returned
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         """The mean loss; `fit` minimises it by all trainable variables."""
