@@ -103,6 +103,28 @@ def compile_function(function: Callable, jit_compile: bool) -> Callable:
     return tf.function(function, jit_compile=jit_compile, autograph=False)
 
 
+def value_and_gradient(function: Callable[[Any], Any], tensor: Any) -> tuple[Any, Any]:
+    """The value of a function and its gradient, inside or outside a compiled function.
+
+    Args:
+        function: pure function of a tensor to a scalar; it may read variables.
+        tensor: floating-point tensor.
+
+    Returns:
+        The scalar, and a tensor like `tensor`.
+    """
+    if name() == "jax":
+        import jax
+
+        return jax.value_and_grad(function)(tensor)
+    import tensorflow as tf
+
+    with tf.GradientTape(watch_accessed_variables=False) as tape:
+        tape.watch(tensor)
+        value = function(tensor)
+    return value, tape.gradient(value, tensor)
+
+
 def weights_of(model: keras.Model) -> list[Any]:
     """The current values of all variables, as arguments for a compiled function.
 
