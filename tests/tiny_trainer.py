@@ -15,15 +15,13 @@ class TinyTrainer(Trainer):
 
     def __init__(self, seed=0):
         super().__init__(seed=seed, name="tiny_trainer")
-        start = keras.initializers.RandomNormal(stddev=0.1, seed=1)
         inputs = keras.Input((SIZE, SIZE, 3))
-        hidden = keras.layers.Conv2D(
-            8, 3, padding="same", activation="silu", kernel_initializer=start, name="first"
-        )(inputs)
-        outputs = keras.layers.Conv2D(
-            3, 3, padding="same", kernel_initializer=start, name="second"
-        )(hidden)
+        hidden = keras.layers.Conv2D(8, 3, padding="same", activation="silu", name="first")(inputs)
+        outputs = keras.layers.Conv2D(3, 3, padding="same", name="second")(hidden)
         self.network = keras.Model(inputs, outputs, name="network")
+        generator = np.random.default_rng(1)  # one start on both backends
+        for variable in self.network.variables:
+            variable.assign(0.1 * generator.standard_normal(variable.shape))
 
     def losses(self, batch, key, step):
         images, index = ops.convert_to_tensor(batch["images"]), places(batch)
@@ -39,3 +37,18 @@ class TinyTrainer(Trainer):
 def pictures(count, seed=0):
     """(count, 8, 8, 3) float32 in [-1, 1]."""
     return np.random.default_rng(seed).uniform(-1, 1, (count, SIZE, SIZE, 3)).astype(np.float32)
+
+
+class TinyData:
+    """Batches of `pictures`, as a pure function of the step."""
+
+    def __init__(self, count=32):
+        self.images = pictures(count)
+
+    def batch(self, step, size):
+        chosen = np.arange(step * size, (step + 1) * size) % len(self.images)
+        return {
+            "images": self.images[chosen],
+            "index": np.arange(size, dtype=np.int32),
+            "sample": chosen,
+        }

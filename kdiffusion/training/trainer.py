@@ -144,16 +144,7 @@ class Trainer(keras.Model):
                     f"`fit` takes no {name}. Received: {name} of type "
                     f"{type(settings[name]).__name__}. Leave out samples that are not to count."
                 )
-        strategy = getattr(self, "distribute_strategy", None)
-        replicas = 1 if strategy is None else strategy.num_replicas_in_sync
-        distribution = keras.distribution.distribution()
-        if replicas > 1 or distribution is not None:
-            received = f"{replicas} replicas" if distribution is None else repr(distribution)
-            raise ValueError(
-                "`fit` trains on one device: on several, Keras draws the same noise for each, "
-                f"scales losses wrongly and clips before it adds up. Received: {received}. "
-                "Use kdiffusion.training.Loop with accumulation for larger batches."
-            )
+        check_one_device(self)
 
 
 def places(batch: Batch) -> Any:
@@ -183,14 +174,41 @@ def _check_compile(optimizer, settings):
                 f"`compile` takes no `{name}`: {reason}. Received: {name}={settings[name]!r}. "
                 "Leave it out, or train with kdiffusion.training.Loop."
             )
+    check_optimizer(optimizer)
+
+
+def check_one_device(trainer: keras.Model) -> None:
+    """Refuse several replicas.
+
+    Raises:
+        ValueError: Under a strategy of `tf.distribute` or a `keras.distribution`.
+    """
+    strategy = getattr(trainer, "distribute_strategy", None)
+    replicas = 1 if strategy is None else strategy.num_replicas_in_sync
+    distribution = keras.distribution.distribution()
+    if replicas > 1 or distribution is not None:
+        received = f"{replicas} replicas" if distribution is None else repr(distribution)
+        raise ValueError(
+            "Training runs on one device. On several, Keras's own would draw the same noise for "
+            f"each, scale losses wrongly and clip before it adds up. Received: {received}. For "
+            "larger batches use kdiffusion.training.Loop and its `accumulation`."
+        )
+
+
+def check_optimizer(optimizer: keras.Optimizer) -> None:
+    """Refuse an optimizer that is asked for what only `Loop` does exactly.
+
+    Raises:
+        ValueError: For averages and accumulation.
+    """
     if optimizer.use_ema:
         raise ValueError(
-            "`fit` would overwrite the weights with their average at its end. Received: an "
+            "Keras would overwrite the weights with their average at the end. Received: an "
             "optimizer with use_ema=True. Use kdiffusion.training.Loop and its `ema_decay`."
         )
     if optimizer.gradient_accumulation_steps:
         raise ValueError(
-            "`fit` would draw the same noise for every part of a batch. Received: an optimizer "
+            "Keras would draw the same noise for every part of a batch. Received: an optimizer "
             f"with gradient_accumulation_steps={optimizer.gradient_accumulation_steps}. "
             "Use kdiffusion.training.Loop and its `accumulation`."
         )
