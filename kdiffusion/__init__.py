@@ -13,6 +13,8 @@ _MODULES = {
     "Guidance": "kdiffusion.sampling.guidance",
     "ImageDecoder": "kdiffusion.models.image_decoder",
     "ImageEncoder": "kdiffusion.models.image_encoder",
+    "LatentDiffusion": "kdiffusion.latent_diffusion",
+    "PixelDiffusion": "kdiffusion.latent_diffusion",
     "Sampler": "kdiffusion.sampling.samplers",
     "Schedule": "kdiffusion.sampling.schedule",
     "SimpleTokenizer": "kdiffusion.tokenizer",
@@ -24,6 +26,8 @@ _MODULES = {
 __all__ = ["__version__", *_MODULES]
 
 if TYPE_CHECKING:  # the same names for type checkers and editors, which cannot follow strings
+    from kdiffusion.latent_diffusion import LatentDiffusion as LatentDiffusion
+    from kdiffusion.latent_diffusion import PixelDiffusion as PixelDiffusion
     from kdiffusion.models.diffusion_model import DiffusionModel as DiffusionModel
     from kdiffusion.models.image_decoder import ImageDecoder as ImageDecoder
     from kdiffusion.models.image_encoder import ImageEncoder as ImageEncoder

@@ -52,6 +52,9 @@ UNETS = {
         "down_block_types": ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
         "up_block_types": ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
     },
+    "unconditional": UNET | {"cross_attention_dim": [None, None]},
+    "classes": UNET | {"cross_attention_dim": [None, None], "num_class_embeds": 6},
+    "classes and text": UNET | {"num_class_embeds": 6},
     "one level": UNET
     | {
         "block_out_channels": (8,),

@@ -18,6 +18,7 @@ DIFFUSION_MODEL = (  # kdiffusion, CompVis, diffusers, layer
     ("norm_out", "out.0", "conv_norm_out", "norm first"),
     ("conv_out", "out.2", "conv_out", "conv3 first outputs"),
 )
+LABEL_EMBEDDING = (("label_embedding/table", "label_emb", "class_embedding", "table labels time"),)
 RESNET = (
     ("norm1", "in_layers.0", "norm1", "norm inputs"),
     ("conv1", "in_layers.2", "conv1", "conv3 inputs outputs"),
@@ -31,17 +32,21 @@ TRANSFORMER = (
     ("proj_in", "proj_in", "proj_in", "projection width width"),
     ("proj_out", "proj_out", "proj_out", "projection width width"),
 )
-TRANSFORMER_BLOCK = (
+SELF_ATTENTION = (
     ("norm1", "norm1", "norm1", "norm width"),
     ("attn1/query", "attn1.to_q", "attn1.to_q", "kernel width width"),
     ("attn1/key", "attn1.to_k", "attn1.to_k", "kernel width width"),
     ("attn1/value", "attn1.to_v", "attn1.to_v", "kernel width width"),
     ("attn1/out", "attn1.to_out.0", "attn1.to_out.0", "dense width width"),
+)
+CROSS_ATTENTION = (
     ("norm2", "norm2", "norm2", "norm width"),
     ("attn2/query", "attn2.to_q", "attn2.to_q", "kernel width width"),
     ("attn2/key", "attn2.to_k", "attn2.to_k", "kernel context width"),
     ("attn2/value", "attn2.to_v", "attn2.to_v", "kernel context width"),
     ("attn2/out", "attn2.to_out.0", "attn2.to_out.0", "dense width width"),
+)
+FEED_FORWARD = (
     ("norm3", "norm3", "norm3", "norm width"),
     ("ff/proj", "ff.net.0.proj", "ff.net.0.proj", "dense width gated"),
     ("ff/out", "ff.net.2", "ff.net.2", "dense hidden width"),
@@ -56,6 +61,9 @@ def diffusion_model(fields: Mapping[str, Any]) -> Iterator[Row]:
     first = fields["channels"][0]
     sizes = {"inputs": fields["in_channels"], "outputs": fields["out_channels"]}
     yield from layers(root, DIFFUSION_MODEL, first=first, time=4 * first, **sizes)
+    if fields["num_classes"] is not None:
+        labels = fields["num_classes"] + 1  # the last one stands for no class
+        yield from layers(root, LABEL_EMBEDDING, labels=labels, time=4 * first)
     yield from _down(root, fields)
     yield from _middle(root, fields)
     yield from _up(root, fields)
@@ -130,13 +138,15 @@ def _transformer(place: Place, fields: Mapping[str, Any], width: int, depth: int
         return
     projection = "dense" if fields["linear_projection"] else "pointwise"
     yield from layers(place, TRANSFORMER, width=width, projection=projection)
+    context = fields["context_width"]
+    attentions = SELF_ATTENTION if context is None else SELF_ATTENTION + CROSS_ATTENTION
     for d in range(depth):
         block = f"transformer_blocks.{d}"
         yield from layers(
             place.at(f"block_{d}", block, block),
-            TRANSFORMER_BLOCK,
+            attentions + FEED_FORWARD,
             width=width,
-            context=fields["context_width"],
+            context=context,
             gated=8 * width,  # values and gates of 4·width hidden units
             hidden=4 * width,
         )
