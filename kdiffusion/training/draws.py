@@ -70,7 +70,8 @@ def uniform(seed: Any, step: Any, index: Any, shape: Sequence[int], purpose: int
 def normal(seed: Any, step: Any, index: Any, shape: Sequence[int], purpose: int) -> Any:
     """Draw unit normals, by the inverse of their distribution function.
 
-    The function is a table, linear between its knots and within 1e-5 of the true one.
+    The function is a table, linear between its knots. It is within 1e-5 of the true one up to 4.6,
+    and within 0.25 in the tails beyond, where one number in 250,000 falls.
 
     Args:
         seed, step, index, shape, purpose: see `uniform`.
