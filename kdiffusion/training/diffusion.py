@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import zlib
 from collections.abc import Callable, Collection
 from typing import Any
 
@@ -16,6 +17,7 @@ from kdiffusion.components import LatentComponents, TextComponents
 from kdiffusion.models.diffusion_model import DiffusionModel
 from kdiffusion.models.image_encoder import ImageEncoder
 from kdiffusion.models.text_encoder import TextEncoder
+from kdiffusion.presets import fields
 from kdiffusion.sampling.schedule import Schedule
 from kdiffusion.training import draws
 from kdiffusion.training.objective import (
@@ -84,7 +86,7 @@ class DiffusionTrainer(Trainer):
         self.text_encoder = text_encoder
         self.objective = objective
         self.train_text_encoder = train_text_encoder
-        self.empty = dict(empty or {})
+        self.empty = {name: np.asarray(value) for name, value in (empty or {}).items()}
         _check_parts(self)
         self._levels = levels(schedule, objective)
         self._draw = draw
@@ -154,6 +156,17 @@ class DiffusionTrainer(Trainer):
                 if not variable.path.startswith("projection/")
             ]
         return {"model": variables}
+
+    @property
+    def configuration(self) -> dict[str, Any]:
+        """See `Trainer.configuration`."""
+        return {
+            "architecture": fields(self.diffusion_model.architecture),
+            "schedule": fields(self.schedule),
+            "objective": fields(self.objective),
+            "train_text_encoder": self.train_text_encoder,
+            "empty": {name: zlib.crc32(value.tobytes()) for name, value in self.empty.items()},
+        }
 
     @property
     def trainable_variables(self):
@@ -232,7 +245,8 @@ class DiffusionTrainer(Trainer):
         else:
             share = draws.uniform(key, step, index, (), draws.TIMESTEP)
         timestep = ops.cast(ops.floor(share * self.schedule.num_timesteps), "int32")
-        rows = (ops.take(ops.convert_to_tensor(x, "float32"), timestep) for x in self._levels)
+        tables = (ops.convert_to_tensor(x, "float32") for x in self._levels)
+        rows = (ops.take(table, timestep) for table in tables)
         return timestep, Levels(*rows)
 
     def _latents(self, batch, normal):
@@ -281,13 +295,13 @@ class DiffusionTrainer(Trainer):
         if dropped is None:
             return values
         shape = tuple(values.shape[1:])
-        if np.shape(self.empty.get(name)) != shape:
+        if name not in self.empty or self.empty[name].shape != shape:
+            received = self.empty[name].shape if name in self.empty else None
             raise ValueError(
                 f"Caption dropout needs `empty` with the {name} of the empty caption, of shape "
-                f"{shape}. Received: {name} of shape {np.shape(self.empty.get(name))}"
-                f"{'' if name in self.empty else ', which is none'}."
+                f"{shape}. Received: {name} of shape {received}."
             )
-        empty = ops.cast(ops.convert_to_tensor(self.empty[name]), values.dtype)
+        empty = ops.convert_to_tensor(self.empty[name], values.dtype)
         return ops.where(ops.reshape(dropped, (-1,) + (1,) * len(shape)), empty[None], values)
 
 

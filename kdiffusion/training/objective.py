@@ -130,7 +130,8 @@ def loss_weight(snr: np.ndarray, prediction: str, objective: Objective) -> np.nd
     if objective.weighting == "min_snr":
         clipped = np.minimum(snr, objective.min_snr_gamma)
         if prediction == "epsilon":
-            return clipped / snr
+            # clipped / snr, and its limit where the ratio is 0.
+            return objective.min_snr_gamma / np.maximum(snr, objective.min_snr_gamma)
         return clipped if prediction == "sample" else clipped / (snr + 1.0)
     if objective.weighting == "debiased":
         if prediction == "v":
