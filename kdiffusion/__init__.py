@@ -13,6 +13,7 @@ _MODULES = {
     "Guidance": "kdiffusion.sampling.guidance",
     "ImageDecoder": "kdiffusion.models.image_decoder",
     "ImageEncoder": "kdiffusion.models.image_encoder",
+    "ImageTower": "kdiffusion.models.image_tower",
     "LatentDiffusion": "kdiffusion.latent_diffusion",
     "PixelDiffusion": "kdiffusion.latent_diffusion",
     "Sampler": "kdiffusion.sampling.samplers",
@@ -31,6 +32,7 @@ if TYPE_CHECKING:  # the same names for type checkers and editors, which cannot 
     from kdiffusion.models.diffusion_model import DiffusionModel as DiffusionModel
     from kdiffusion.models.image_decoder import ImageDecoder as ImageDecoder
     from kdiffusion.models.image_encoder import ImageEncoder as ImageEncoder
+    from kdiffusion.models.image_tower import ImageTower as ImageTower
     from kdiffusion.models.text_encoder import TextEncoder as TextEncoder
     from kdiffusion.sampling.guidance import Guidance as Guidance
     from kdiffusion.sampling.samplers import Sampler as Sampler

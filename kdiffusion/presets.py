@@ -155,7 +155,8 @@ class DiffusionArchitecture:
         depths: tuple of int, transformer blocks at each level, 0 for none.
         mid_depth: int, transformer blocks in the middle.
         num_heads: tuple of int, attention heads at each level (a count, not a width).
-        context_width: int, width of the text states; `None` if no text is attended to.
+        context_width: int, width of the text states; `None` if there is no text, and all attention
+            is to the feature map itself.
         num_classes: int or `None`, number of classes that a picture may be asked of; their
             embedding is added to that of the timestep, and one more stands for no class.
         linear_projection: bool, whether checkpoints store the transformers' projections as linear

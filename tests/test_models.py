@@ -13,6 +13,7 @@ from kdiffusion.models.attention import SpatialTransformer
 from kdiffusion.models.diffusion_model import DiffusionModel
 from kdiffusion.models.image_decoder import ImageDecoder
 from kdiffusion.models.image_encoder import ImageEncoder
+from kdiffusion.models.image_tower import ImageTower
 from kdiffusion.models.layers import ResnetBlock
 from kdiffusion.models.text_encoder import TextEncoder
 
@@ -29,6 +30,10 @@ OF_CLASSES = dataclasses.replace(UNCONDITIONAL, num_classes=5)
 AUTOENCODER = presets.AutoencoderArchitecture(channels=(8, 16), layers_per_level=1, num_groups=4)
 TEXT = presets.TextEncoderArchitecture(
     vocabulary_size=40, width=12, depth=3, num_heads=2, mlp_width=24, end_id=39
+)
+
+TOWER = presets.ImageTowerArchitecture(
+    image_size=6, patch_size=3, width=12, depth=2, num_heads=2, mlp_width=24, projection_width=5
 )
 
 
@@ -57,6 +62,7 @@ def call(model, inputs):
         (DiffusionModel, OF_CLASSES, label_inputs()),
         (ImageEncoder, AUTOENCODER, np.linspace(-1, 1, 2 * 4 * 6 * 3).reshape(2, 4, 6, 3)),
         (ImageDecoder, AUTOENCODER, np.linspace(-1, 1, 2 * 3 * 5 * 4).reshape(2, 3, 5, 4)),
+        (ImageTower, TOWER, np.linspace(-1, 1, 2 * 6 * 6 * 3).reshape(2, 6, 6, 3)),
         (TextEncoder, TEXT, np.array([[38, 1, 2, 39, 39], [38, 5, 6, 7, 39]], "int32")),
     ],
     ids=lambda case: case[0].__name__,
@@ -93,7 +99,6 @@ def test_an_unconditional_unet_is_given_latents_and_timestep_alone():
     inputs = label_inputs()
     del inputs["label"]
     assert call(model, inputs).shape == (2, 6, 10, 4)
-    assert not any("attn2" in variable.path for variable in model.variables)
 
 
 def test_every_label_gives_another_picture():
@@ -164,6 +169,43 @@ def test_logvar_is_clipped_as_in_the_original():
     logvar = call(encoder, np.zeros((1, 4, 4, 3), "float32"))["logvar"]
     assert logvar[..., 0].max() == 20.0
     assert logvar[..., 1].min() == -30.0
+
+
+def test_the_image_tower_normalizes_pictures():
+    plain, own = (
+        ImageTower(dataclasses.replace(TOWER, mean=(mean,) * 3, std=(std,) * 3))
+        for mean, std in ((0.5, 0.5), (0.25, 2.0))
+    )
+    own.set_weights(plain.get_weights())
+    picture = np.random.default_rng(0).uniform(-1, 1, (1, 6, 6, 3)).astype("float32")
+    by_hand = ((picture + 1) / 2 - 0.25) / 2
+    np.testing.assert_allclose(
+        call(own, picture)["pooled"], call(plain, by_hand)["pooled"], atol=1e-5
+    )
+
+
+def test_the_image_tower_sees_every_patch_and_where_it_is():
+    tower = ImageTower(TOWER)
+    picture = np.random.default_rng(0).uniform(-1, 1, (1, 6, 6, 3)).astype("float32")
+    before = call(tower, picture)
+    assert before["states"].shape == (1, 5, 12) and before["pooled"].shape == (1, 5)
+    for changed in (np.flip(picture, 1), np.where(np.arange(6)[:, None] < 5, picture, 0)):
+        assert np.abs(call(tower, changed)["pooled"] - before["pooled"]).max() > 1e-4
+
+
+@pytest.mark.parametrize(
+    "wrong, message",
+    [
+        ({"patch_size": 4}, "image_size=6, patch_size=4"),
+        ({"num_heads": 5}, "width=12, num_heads=5"),
+        ({"activation": "relu"}, "activation='relu'"),
+        ({"mean": (0.5,)}, "each of the 3 channels"),
+        ({"std": (0.5, 0.0, 0.5)}, "must be positive"),
+    ],
+)
+def test_image_towers_that_cannot_be(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(TOWER, **wrong)
 
 
 def test_pooled_is_the_state_of_the_first_end_token():
