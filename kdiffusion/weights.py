@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import zlib
 from collections.abc import Iterable
@@ -123,6 +124,27 @@ def rebuilt(model: ArchitectureModel, **options: Any) -> Any:
     }
     new = type(model)(initialize=False, name=model.name, **options)
     assign(new, ((v.path, keras.ops.convert_to_numpy(v.value)) for v in model.variables))
+    return new
+
+
+def without_projection(text_encoder: TextEncoder) -> TextEncoder:
+    """A text encoder as Stable Diffusion has it, from one that CLIP was trained with.
+
+    diffusers' pipelines for Stable Diffusion take the first output of their text encoder, which is
+    the projected vector where there is one.
+
+    Args:
+        text_encoder: `TextEncoder`.
+
+    Returns:
+        A new `TextEncoder` of the same weights but the projection's.
+    """
+    architecture = dataclasses.replace(text_encoder.architecture, projection_width=None)
+    new = TextEncoder(
+        architecture, initialize=False, dtype=text_encoder.dtype_policy, name=text_encoder.name
+    )
+    arrays = arrays_of(text_encoder)
+    assign(new, ((variable.path, arrays[variable.path]) for variable in new.variables))
     return new
 
 

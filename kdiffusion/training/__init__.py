@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 _MODULES = {
     "AutoencoderObjective": "kdiffusion.training.autoencoder",
     "AutoencoderTrainer": "kdiffusion.training.autoencoder",
+    "CLIPTrainer": "kdiffusion.training.clip",
     "DiffusionTrainer": "kdiffusion.training.diffusion",
     "Discriminator": "kdiffusion.training.discriminator",
     "Loop": "kdiffusion.training.loop",
@@ -23,6 +24,7 @@ __all__ = [*_MODULES]
 if TYPE_CHECKING:  # the same names for type checkers and editors, which cannot follow strings
     from kdiffusion.training.autoencoder import AutoencoderObjective as AutoencoderObjective
     from kdiffusion.training.autoencoder import AutoencoderTrainer as AutoencoderTrainer
+    from kdiffusion.training.clip import CLIPTrainer as CLIPTrainer
     from kdiffusion.training.diffusion import DiffusionTrainer as DiffusionTrainer
     from kdiffusion.training.discriminator import Discriminator as Discriminator
     from kdiffusion.training.loop import Loop as Loop
