@@ -150,7 +150,7 @@ class _TensorFlowPrograms:
         import tensorflow as tf
 
         # What belongs to the step and not to a variable, as its number does, moves once.
-        shared = [v for v in optimizer.variables if not v.shape]
+        shared = [v for v in optimizer.variables if len(v.shape) == 0]
         start = [ops.copy(v.value) for v in shared]
         before: list[Any] = []
         for chunk in _chunks(rows):

@@ -82,7 +82,9 @@ class Report:
         self._count += 1
         if step % self._log_every and step != steps:
             return
-        self.last = {name: value / self._count for name, value in self._sums.items()}
+        means = {name: value / self._count for name, value in self._sums.items()}
+        # JSON has no infinity.
+        self.last = {name: mean if math.isfinite(mean) else None for name, mean in means.items()}
         self._sums, self._count = {}, 0
         seconds = statistics.median(self._durations)
         entry = {"step": step, **self.last, _SPEED: round(self._batch_size / seconds, 3)}
@@ -156,7 +158,7 @@ class Report:
         values = [
             Summary.Value(tag=name, simple_value=value)
             for name, value in entry.items()
-            if name != "step"
+            if name != "step" and value is not None
         ]
         self._add_event(step, summary=Summary(value=values))
 
@@ -234,8 +236,8 @@ def plot_curves(folder: Path) -> Path | None:
     figure = Figure(figsize=(4.5 * columns, 2.8 * rows), layout="constrained")
     for place, name in enumerate(names):
         axes = figure.add_subplot(rows, columns, place + 1)
-        points = [(entry["step"], entry[name]) for entry in entries if name in entry]
-        axes.plot(*zip(*points), color="#26323d", linewidth=1.0)
+        points = [(e["step"], e[name]) for e in entries if e.get(name) is not None]
+        axes.plot(*np.array(points or np.empty((0, 2))).T, color="#26323d", linewidth=1.0)
         axes.set_title(name.replace("_", " "), fontsize=9)
         axes.tick_params(labelsize=8)
         axes.set_xlabel("step", fontsize=8)
@@ -246,7 +248,9 @@ def plot_curves(folder: Path) -> Path | None:
 
 def _progress(entry, steps, left):
     """One line: how far, the losses, the speed, the time left in seconds."""
-    losses = " ".join(f"{name} {value:.4g}" for name, value in entry.items() if "loss" in name)
+    losses = " ".join(
+        f"{name} {value:.4g}" for name, value in entry.items() if name.startswith("loss")
+    )
     return f"{entry['step']}/{steps} {losses} {entry[_SPEED]:.4g} images/s {_clock(left)} left"
 
 

@@ -116,10 +116,10 @@ class Trainer(keras.Model):
 
     def call(self, batch: Batch, training: bool = False) -> tuple[dict[str, Any], dict[str, Any]]:
         """`losses` of a batch at the step that `fit` has come to, which training moves on."""
-        step = ops.convert_to_tensor(self.steps)
+        results = self.losses(batch, self.seed, ops.convert_to_tensor(self.steps))
         if training:
             self.steps.assign_add(1)
-        return self.losses(batch, self.seed, step)
+        return results
 
     def stateless_call(self, *arguments, return_losses=False, **settings):
         """See `keras.Layer.stateless_call`; here `losses` is no list of what layers add."""
