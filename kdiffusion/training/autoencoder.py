@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import keras
@@ -107,7 +108,7 @@ class AutoencoderTrainer(Trainer):
     )
     trainer.compile(keras.optimizers.Adam(4.5e-6 * 12, beta_1=0.5, beta_2=0.9))
     trainer.fit({"images": pictures}, batch_size=12)
-    trainer.prepare(pictures[:256])
+    trainer.prepare(pictures)
     trainer.save("autoencoder")
     ```
     """
@@ -142,13 +143,23 @@ class AutoencoderTrainer(Trainer):
         self.objective = objective
         self.latent_scale = latent_scale
         self.separable = discriminator is None
-        has_codebook = image_decoder.architecture.codebook_size is not None
-        self._codebook = image_decoder.get_layer("codebook") if has_codebook else None
-        self._last = image_decoder.get_layer("conv_out")
-        start = self._codebook or image_decoder.get_layer("unscale")
-        # The decoder between the code and its last layer.
-        self._features = keras.Model(start.output, self._last.input, name="features")
         self._sample: np.ndarray | None = None
+
+    # Cached, not set: Keras would list them beside the networks that they are parts of.
+    @functools.cached_property
+    def _codebook(self) -> Any:
+        has_codebook = self.image_decoder.architecture.codebook_size is not None
+        return self.image_decoder.get_layer("codebook") if has_codebook else None
+
+    @functools.cached_property
+    def _last(self) -> Any:
+        return self.image_decoder.get_layer("conv_out")
+
+    @functools.cached_property
+    def _features(self) -> keras.Model:
+        """The decoder between the code and its last layer."""
+        start = self._codebook or self.image_decoder.get_layer("unscale")
+        return keras.Model(start.output, self._last.input)
 
     @property
     def groups(self) -> dict[str, list[keras.Variable]]:
@@ -158,6 +169,16 @@ class AutoencoderTrainer(Trainer):
         if self.discriminator is not None:
             groups["discriminator"] = list(self.discriminator.trainable_variables)
         return groups
+
+    @property
+    def configuration(self) -> dict[str, Any]:
+        """See `Trainer.configuration`."""
+        return {
+            "architecture": fields(self.image_decoder.architecture),
+            "objective": asdict(self.objective),
+            "perceptual": _name(self.perceptual),
+            "discriminator": _name(self.discriminator),
+        }
 
     @property
     def trainable_variables(self):
@@ -218,7 +239,7 @@ class AutoencoderTrainer(Trainer):
         }
         return losses, {**figures, **terms}
 
-    def prepare(self, data: Any, count: int = 256) -> None:
+    def prepare(self, data: Any, count: int = 64) -> None:
         """Keep pictures that `samples` shows and whose latents `save` measures the scale of.
 
         Args:
@@ -349,6 +370,11 @@ class AutoencoderTrainer(Trainer):
         objective = self.objective
         start = objective.disc_start + objective.disc_warmup
         return _from(start, step) * objective.adversarial_weight * weight
+
+
+def _name(part):
+    """The name of a function, or of an object's class."""
+    return getattr(part, "__name__", type(part).__name__)
 
 
 def _from(start, step):

@@ -14,6 +14,7 @@ from kdiffusion.models.image_encoder import ImageEncoder
 Scale = float | tuple[float, ...]
 
 _DIGITS = 6
+_SMALLEST = 1e-6
 
 
 def measure(
@@ -48,10 +49,10 @@ def measure(
     if not by_channel:
         mean, square, variance = (np.mean(x, keepdims=True) for x in (mean, square, variance))
     deviation = np.sqrt(square + variance - mean**2)
-    if not np.all(np.isfinite(deviation) & (deviation > 0)):
+    if not np.all((_SMALLEST < deviation) & (deviation < 1 / _SMALLEST)):
         raise ValueError(
-            f"The latents' deviation must be positive and finite. Received: {deviation}, of "
-            f"{len(images)} pictures. Measure it over several, with an encoder that is trained."
+            f"The latents' deviation must be above {_SMALLEST} and finite. Received: {deviation}, "
+            f"of {len(images)} pictures. Measure it over several, with an encoder that is trained."
         )
     scales = tuple(float(f"{1.0 / x:.{_DIGITS}g}") for x in deviation)
     if not by_channel:

@@ -124,6 +124,7 @@ class Loop:
             self._report.resume(self.step, self._report.state)
             return
         checkpoints.remove_leftovers(self.folder)
+        self.trainer.prepare(self.data)
         self._identity = identity(self.trainer, self._optimizer_fields, self.data, self.settings)
         saved = checkpoints.newest(self.folder)
         if saved is None:

@@ -125,7 +125,11 @@ class Perceptual(keras.Model):
 
     @classmethod
     def from_checkpoints(
-        cls, vgg16: str | os.PathLike, linear: str | os.PathLike, dtype: Any = None
+        cls,
+        vgg16: str | os.PathLike,
+        linear: str | os.PathLike,
+        architecture: PerceptualArchitecture | None = None,
+        dtype: Any = None,
     ) -> Perceptual:
         """Make a perceptual network with the public weights.
 
@@ -133,6 +137,7 @@ class Perceptual(keras.Model):
             vgg16: path of torchvision's `vgg16-397923af.pth`, or of a safetensors file of the same
                 names.
             linear: path of `vgg.pth` of richzhang/PerceptualSimilarity, version 0.1.
+            architecture: `PerceptualArchitecture` of the files; `None` for the public ones'.
             dtype: Keras dtype policy, or `None` for the global one.
 
         Raises:
@@ -141,7 +146,7 @@ class Perceptual(keras.Model):
         from weights_conversion import open_checkpoint, read
         from weights_conversion.names import perceptual as names
 
-        model = cls(initialize=False, dtype=dtype)
+        model = cls(architecture, initialize=False, dtype=dtype)
         fields = presets.fields(model.features.architecture)
         arrays = [
             *read(

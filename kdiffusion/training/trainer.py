@@ -73,6 +73,13 @@ class Trainer(keras.Model):
         """
         raise NotImplementedError
 
+    def prepare(self, data: Any) -> None:
+        """Take from the data what `samples` and `save` need; `Loop` calls it before it trains.
+
+        Args:
+            data: what has the method `batch(step, size)`, see `kdiffusion.training.data`.
+        """
+
     def samples(self, count: int) -> np.ndarray | None:
         """Pictures that show how far training is.
 
