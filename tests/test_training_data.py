@@ -40,8 +40,10 @@ def test_a_batch_holds_what_trainers_expect():
         "tokens": ((3, 77), np.int32),
         "label": ((3,), np.int32),
         "index": ((3,), np.int32),
+        "sample": ((3,), np.int32),
     }
     assert batch["label"].tolist() == FIRST_EPOCH[3:6]
+    assert batch["sample"].tolist() == FIRST_EPOCH[3:6]
     assert batch["index"].tolist() == [0, 1, 2]
     np.testing.assert_allclose(
         batch["images"][:, 0, 0, 0], np.array(FIRST_EPOCH[3:6]) / 127.5 - 1.0, atol=1e-6

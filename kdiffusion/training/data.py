@@ -110,14 +110,17 @@ class Data:
         Returns:
             Dictionary of `images`, (size, height, width, 3) float32 in [-1, 1]; `tokens`,
             (size, length) int32, if there are captions and a tokenizer; `label`, (size,) int32, if
-            there are labels; and `index`, (size,) int32, 0 to size - 1.
+            there are labels; `index`, (size,) int32, 0 to size - 1; and `sample`, (size,) int32,
+            the numbers of the samples in the source.
 
         Raises:
             ValueError: If no sample can be read.
         """
         places = range(step * size, (step + 1) * size)
         with ThreadPoolExecutor(min(self.workers, size)) as pool:
-            return self._collate(list(pool.map(self._at, places)))
+            found = list(pool.map(self._at, places))
+        numbers, samples = zip(*found)
+        return {**self._collate(samples), "sample": np.array(numbers, np.int32)}
 
     def rows(self) -> Iterator[tuple[int, Mapping[str, Any]]]:
         """The samples as they come from the source, with their numbers, without broken ones."""
@@ -143,14 +146,14 @@ class Data:
                 warnings.warn(message, stacklevel=3)
 
     def _at(self, place):
-        """The sample at a place of the order, or the next one that can be read."""
+        """Number and content of the sample at a place of the order, or of the next whole one."""
         epoch, position = divmod(place, len(self))
         order = self._permutation(epoch)
         for later in range(len(order)):
             index = int(order[(position + later) % len(order)])
             if index not in self.broken:
                 with self.reporting(index):
-                    return self._sample(index, place)
+                    return index, self._sample(index, place)
         reason = next(iter(self.broken.values()))
         raise ValueError(f"None of the {len(self)} samples can be read. The first: {reason}")
 
