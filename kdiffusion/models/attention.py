@@ -201,7 +201,8 @@ class FeedForward(Block):
 class TransformerBlock(Block):
     """Self-attention, cross-attention to the text, feed-forward, each with a residual.
 
-    Without a second input there is no cross-attention.
+    Without a second input the cross-attention attends to its own tokens, as in the original
+    implementation.
 
     Args:
         width: int, width of the token states.
@@ -215,24 +216,20 @@ class TransformerBlock(Block):
 
     def build(self, inputs_shape, context_shape=None):
         options = {"kernel_initializer": self.kernel_initializer, "dtype": self.dtype_policy}
-        self.norm1 = self.layer_norm("norm1")
-        self.norm1.build(inputs_shape)
+        for name in ("norm1", "norm2", "norm3"):
+            norm = self.layer_norm(name)
+            norm.build(inputs_shape)
+            setattr(self, name, norm)
         self.attn1 = Attention(self.width, self.num_heads, name="attn1", **options)
         self.attn1.build(inputs_shape)
-        if context_shape is not None:
-            self.norm2 = self.layer_norm("norm2")
-            self.norm2.build(inputs_shape)
-            self.attn2 = Attention(self.width, self.num_heads, name="attn2", **options)
-            self.attn2.build(inputs_shape, context_shape)
-        self.norm3 = self.layer_norm("norm3")
-        self.norm3.build(inputs_shape)
+        self.attn2 = Attention(self.width, self.num_heads, name="attn2", **options)
+        self.attn2.build(inputs_shape, context_shape)
         self.ff = FeedForward(self.width, name="ff", **options)
         self.ff.build(inputs_shape)
 
     def call(self, inputs, context=None):
         x = inputs + self.attn1(self.norm1(inputs))
-        if context is not None:
-            x = x + self.attn2(self.norm2(x), context)
+        x = x + self.attn2(self.norm2(x), context)
         return x + self.ff(self.norm3(x))
 
     def compute_output_shape(self, inputs_shape, context_shape=None):

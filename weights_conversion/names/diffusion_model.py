@@ -32,21 +32,17 @@ TRANSFORMER = (
     ("proj_in", "proj_in", "proj_in", "projection width width"),
     ("proj_out", "proj_out", "proj_out", "projection width width"),
 )
-SELF_ATTENTION = (
+TRANSFORMER_BLOCK = (
     ("norm1", "norm1", "norm1", "norm width"),
     ("attn1/query", "attn1.to_q", "attn1.to_q", "kernel width width"),
     ("attn1/key", "attn1.to_k", "attn1.to_k", "kernel width width"),
     ("attn1/value", "attn1.to_v", "attn1.to_v", "kernel width width"),
     ("attn1/out", "attn1.to_out.0", "attn1.to_out.0", "dense width width"),
-)
-CROSS_ATTENTION = (
     ("norm2", "norm2", "norm2", "norm width"),
     ("attn2/query", "attn2.to_q", "attn2.to_q", "kernel width width"),
     ("attn2/key", "attn2.to_k", "attn2.to_k", "kernel context width"),
     ("attn2/value", "attn2.to_v", "attn2.to_v", "kernel context width"),
     ("attn2/out", "attn2.to_out.0", "attn2.to_out.0", "dense width width"),
-)
-FEED_FORWARD = (
     ("norm3", "norm3", "norm3", "norm width"),
     ("ff/proj", "ff.net.0.proj", "ff.net.0.proj", "dense width gated"),
     ("ff/out", "ff.net.2", "ff.net.2", "dense hidden width"),
@@ -138,15 +134,13 @@ def _transformer(place: Place, fields: Mapping[str, Any], width: int, depth: int
         return
     projection = "dense" if fields["linear_projection"] else "pointwise"
     yield from layers(place, TRANSFORMER, width=width, projection=projection)
-    context = fields["context_width"]
-    attentions = SELF_ATTENTION if context is None else SELF_ATTENTION + CROSS_ATTENTION
     for d in range(depth):
         block = f"transformer_blocks.{d}"
         yield from layers(
             place.at(f"block_{d}", block, block),
-            attentions + FEED_FORWARD,
+            TRANSFORMER_BLOCK,
             width=width,
-            context=context,
+            context=fields["context_width"] or width,  # without a text, to its own tokens
             gated=8 * width,  # values and gates of 4·width hidden units
             hidden=4 * width,
         )
