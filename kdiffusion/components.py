@@ -11,7 +11,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from kdiffusion import backend, generation, images, weights
+from kdiffusion import backend, generation, images
 from kdiffusion.generation import Program
 from kdiffusion.noise import NoiseStream, noise_stream
 from kdiffusion.presets import DiffusionArchitecture
@@ -19,6 +19,7 @@ from kdiffusion.sampling.levels import Spacing
 from kdiffusion.sampling.schedule import Schedule
 from kdiffusion.tiling import MAX_CELLS, decode_in_tiles
 from kdiffusion.tokenizer import SimpleTokenizer
+from kdiffusion.weights import PartsSource, Source, open_source, rebuilt
 
 
 class Component:
@@ -85,7 +86,7 @@ class Components:
         self.dtype_policy = keras.dtype_policies.get(dtype or keras.config.dtype_policy())
         backend.check_dtype(self.dtype_policy.compute_dtype)
         self.jit_compile = backend.use_jit(jit_compile, self.dtype_policy.compute_dtype)
-        self._opened_source: weights.Source | None = None
+        self._opened_source: Source | None = None
         self._diffusion_model: Any = None
         self._schedule: Schedule | None = None
         self._denoise_program = Program(generation.denoise, self.jit_compile)
@@ -99,7 +100,8 @@ class Components:
         jit_compile: bool | str = "auto",
         *,
         dtype: Any = None,
-        **settings: Any,
+        prediction_type: str | None = None,
+        weights: str = "ema",
     ) -> Self:
         """Make a model that draws at the size its checkpoint was trained for.
 
@@ -109,7 +111,9 @@ class Components:
             img_width: int, or `None` for the checkpoint's own.
             jit_compile: see the class.
             dtype: see the class.
-            settings: of a single file, see `weights.open_source`.
+            prediction_type: `"epsilon"`, `"v"` or `"sample"`, for a single file that does not
+                tell.
+            weights: `"ema"` or `"raw"`, for a single file that holds both.
 
         Returns:
             A model of this class.
@@ -118,7 +122,7 @@ class Components:
             ValueError: If there is no such preset, folder or repository, or another class draws
                 with it.
         """
-        source = weights.open_source(preset, **settings)
+        source = open_source(preset, prediction_type=prediction_type, weights=weights)
         cls._check_architecture(source.architecture("diffusion_model"))
         height, width = img_height or source.height, img_width or source.width
         model = cls(height, width, jit_compile, preset=preset, dtype=dtype)
@@ -153,7 +157,7 @@ class Components:
         Raises:
             ValueError: If another class draws with such a network.
         """
-        source = weights.PartsSource(models, schedule, size, tokenizer, sampling)
+        source = PartsSource(models, schedule, size, tokenizer, sampling)
         cls._check_architecture(source.architecture("diffusion_model"))
         policy = source.model("diffusion_model", None).dtype_policy
         model = cls(*size, jit_compile, preset=source.name, dtype=policy)
@@ -161,9 +165,9 @@ class Components:
         return model
 
     @property
-    def _source(self) -> weights.Source:
+    def _source(self) -> Source:
         if self._opened_source is None:
-            source = weights.open_source(self.preset)
+            source = open_source(self.preset)
             self._check_architecture(source.architecture("diffusion_model"))
             self._opened_source = source
         return self._opened_source
@@ -288,7 +292,7 @@ class LatentComponents(Components):
             "again in float32.",
             stacklevel=4,
         )
-        return self._decode_one(weights.rebuilt(decoder, dtype="float32"), latents)
+        return self._decode_one(rebuilt(decoder, dtype="float32"), latents)
 
 
 class TextComponents(LatentComponents):

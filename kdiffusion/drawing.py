@@ -12,7 +12,7 @@ from kdiffusion.generation import Run
 from kdiffusion.noise import NoiseStream
 from kdiffusion.sampling.guidance import Guidance
 from kdiffusion.settings import Settings
-from kdiffusion.starts import Start, conditioning_of
+from kdiffusion.starts import Start
 
 
 def denoised(
@@ -47,10 +47,9 @@ def denoised(
     )
     guidance = settings.guidance or Guidance()
     scales = settings.scales(count)
-    conditioning = conditioning_of(components, start)
     given = dict(inputs)
-    if conditioning is not None:
-        given["conditioning"] = conditioning
+    if start.conditioning is not None:
+        given["conditioning"] = start.conditioning
     guided = {}
     if scales.max() > 1.0:
         first = {**given, **negatives()}

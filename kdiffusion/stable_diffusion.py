@@ -19,6 +19,7 @@ from kdiffusion.sampling.samplers import Sampler
 from kdiffusion.settings import Settings, check_count, one_each
 from kdiffusion.starts import (
     Start,
+    conditioning_of,
     given_noise,
     image_start,
     inpainting_start,
@@ -69,46 +70,6 @@ class StableDiffusion(TextComponents):
         dtype: Any = None,
     ):
         super().__init__(img_height, img_width, jit_compile, preset=preset, dtype=dtype)
-
-    @classmethod
-    def from_preset(
-        cls,
-        preset: str | os.PathLike,
-        img_height: int | None = None,
-        img_width: int | None = None,
-        jit_compile: bool | str = "auto",
-        *,
-        dtype: Any = None,
-        prediction_type: str | None = None,
-        weights: str = "ema",
-    ) -> StableDiffusion:
-        """Make a model that draws at the size its checkpoint was trained for.
-
-        Args:
-            preset: see the class. It is looked up, and downloaded if need be, at once.
-            img_height: int, or `None` for the checkpoint's own.
-            img_width: int, or `None` for the checkpoint's own.
-            jit_compile: see the class.
-            dtype: see the class.
-            prediction_type: `"epsilon"`, `"v"` or `"sample"`, for a single file that does not
-                tell.
-            weights: `"ema"` or `"raw"`, for a single file that holds both.
-
-        Returns:
-            A `StableDiffusion`.
-
-        Raises:
-            ValueError: If there is no such preset, folder or repository.
-        """
-        return super().from_preset(
-            preset,
-            img_height,
-            img_width,
-            jit_compile,
-            dtype=dtype,
-            prediction_type=prediction_type,
-            weights=weights,
-        )
 
     def text_to_image(
         self,
@@ -400,6 +361,7 @@ class StableDiffusion(TextComponents):
         def negatives():
             return {"context": self._encode_negative(negative, len(context))}
 
+        start = start._replace(conditioning=conditioning_of(self, start))
         latents = denoised(self, {"context": context}, negatives, settings, streams, start)
         return self.decode(latents)
 

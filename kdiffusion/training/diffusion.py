@@ -148,7 +148,7 @@ class DiffusionTrainer(Trainer):
     def groups(self) -> dict[str, list[keras.Variable]]:
         """The variables of the diffusion model, and of the text encoder if it learns too."""
         variables = list(self.diffusion_model.trainable_variables)
-        if self.train_text_encoder:
+        if self.train_text_encoder and self.text_encoder is not None:
             # The projection makes the pooled vector, which is not used.
             variables += [
                 variable
