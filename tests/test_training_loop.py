@@ -12,9 +12,15 @@ from keras import ops
 from PIL import Image
 from tiny_trainer import SIZE, TinyData, TinyTrainer
 
-from kdiffusion.training import Loop, LoopSettings, checkpoints, gradients
+from kdiffusion.training import Loop, LoopSettings, checkpoints, gradients, report
 from kdiffusion.training.report import read_log
 from kdiffusion.training.trainer import Trainer
+
+
+@pytest.fixture(autouse=True)
+def without_curves(monkeypatch):
+    """Drawing them takes longer than training these."""
+    monkeypatch.setattr(report, "plot_curves", lambda _: None)
 
 
 def make(folder, trainer=None, optimizer=None, data=None, **settings):

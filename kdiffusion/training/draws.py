@@ -81,17 +81,17 @@ def normal(seed: Any, step: Any, index: Any, shape: Sequence[int], purpose: int)
     """
     words = _words(seed, step, index, shape, purpose)
     # One bit is the sign, 31 say how far out in the tail.
-    tail = words & _uint32(0x7FFFFFFF)
+    tail = words & np.uint32(0x7FFFFFFF)
     level = sum(
-        ops.cast(tail < _uint32(1 << (31 - _LEVEL_BITS * (i + 1))), "uint32")
+        ops.cast(tail < np.uint32(1 << (31 - _LEVEL_BITS * (i + 1))), "uint32")
         for i in range(_LEVELS - 1)
     )
-    scaled = ops.left_shift(tail, _uint32(_LEVEL_BITS) * level)
-    cell = level * _uint32(1 << _CELL_BITS) + _right(scaled, 31 - _CELL_BITS)
-    place = _right(scaled, 31 - 2 * _CELL_BITS) & _uint32((1 << _CELL_BITS) - 1)
+    scaled = ops.left_shift(tail, level * np.uint32(_LEVEL_BITS))
+    cell = level * np.uint32(1 << _CELL_BITS) + _right(scaled, 31 - _CELL_BITS)
+    place = _right(scaled, 31 - 2 * _CELL_BITS) & np.uint32((1 << _CELL_BITS) - 1)
     knots, slopes = (ops.take(part, ops.cast(cell, "int32")) for part in _normal_table())
     magnitude = knots + slopes * ops.cast(place, "float32")
-    return ops.where(words > _uint32(0x7FFFFFFF), -magnitude, magnitude)
+    return ops.where(words > np.uint32(0x7FFFFFFF), -magnitude, magnitude)
 
 
 def stratified(seed: Any, step: Any, index: Any, purpose: int = TIMESTEP) -> Any:
@@ -108,7 +108,7 @@ def stratified(seed: Any, step: Any, index: Any, purpose: int = TIMESTEP) -> Any
         (batch,) float32, multiples of 2**-24.
     """
     offset = _words(seed, step, np.zeros(1, np.int32), (), purpose)
-    return _to_unit(offset + ops.cast(index, "uint32") * _uint32(_GOLDEN))
+    return _to_unit(offset + ops.cast(index, "uint32") * np.uint32(_GOLDEN))
 
 
 def threefry(key: tuple[Any, Any], counter: tuple[Any, Any]) -> tuple[Any, Any]:
@@ -121,14 +121,14 @@ def threefry(key: tuple[Any, Any], counter: tuple[Any, Any]) -> tuple[Any, Any]:
     Returns:
         Two uint32 tensors of the arguments' common shape.
     """
-    keys = (*key, key[0] ^ key[1] ^ _uint32(_PARITY))
+    keys = (*key, key[0] ^ key[1] ^ np.uint32(_PARITY))
     x, y = counter[0] + keys[0], counter[1] + keys[1]
     for group in range(5):
         for rotation in _ROTATIONS[group % 2]:
             x = x + y
-            y = x ^ (ops.left_shift(y, _uint32(rotation)) | _right(y, 32 - rotation))
+            y = x ^ (ops.left_shift(y, np.uint32(rotation)) | _right(y, 32 - rotation))
         x = x + keys[(group + 1) % 3]
-        y = y + (keys[(group + 2) % 3] + _uint32(group + 1))
+        y = y + (keys[(group + 2) % 3] + np.uint32(group + 1))
     return x, y
 
 
@@ -136,8 +136,8 @@ def _words(seed, step, index, shape, purpose):
     """(batch, *shape) uint32, random bits."""
     size = math.prod(shape)
     pairs = ops.cast(ops.arange((size + 1) // 2), "uint32")[None, :]
-    sample = ops.cast(index, "uint32")[:, None] + _uint32(purpose * MAX_SAMPLES)
-    both = threefry((_uint32(seed), _uint32(step)), (pairs, sample))
+    sample = ops.cast(index, "uint32")[:, None] + np.uint32(purpose * MAX_SAMPLES)
+    both = threefry((_key(seed), _key(step)), (pairs, sample))
     words = ops.concatenate(both, axis=1)[:, :size]
     return ops.reshape(words, (-1, *shape))
 
@@ -148,10 +148,11 @@ def _to_unit(words):
 
 
 def _right(words, bits):
-    return ops.right_shift(words, _uint32(bits))
+    return ops.right_shift(words, np.uint32(bits))
 
 
-def _uint32(number):
+def _key(number):
+    """A seed or a step as a tensor."""
     if isinstance(number, (int, np.integer)):
         number = np.uint32(int(number) % 2**32)
     return ops.cast(number, "uint32")

@@ -233,7 +233,7 @@ def plot_curves(folder: Path) -> Path | None:
 
     columns = min(len(names), 3)
     rows = -(-len(names) // columns)
-    figure = Figure(figsize=(4.5 * columns, 2.8 * rows), layout="constrained")
+    figure = Figure(figsize=(4.5 * columns, 2.8 * rows), layout="tight")
     for place, name in enumerate(names):
         axes = figure.add_subplot(rows, columns, place + 1)
         points = [(e["step"], e[name]) for e in entries if e.get(name) is not None]

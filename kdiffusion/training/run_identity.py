@@ -52,9 +52,8 @@ def identity(
 
 def optimizer_fields(optimizer: keras.Optimizer) -> dict[str, Any]:
     """An optimizer's class and settings, without its name."""
-    fields = keras.optimizers.serialize(optimizer)
-    config = {name: value for name, value in fields["config"].items() if name != "name"}
-    return {"class": fields["class_name"], **config}
+    fields = {name: value for name, value in optimizer.get_config().items() if name != "name"}
+    return {"class": type(optimizer).__name__, **fields}
 
 
 def check_same(path: Path, saved: Mapping[str, Any], own: Mapping[str, Any]) -> None:
