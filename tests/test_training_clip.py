@@ -17,6 +17,8 @@ from kdiffusion.training import clip
 from kdiffusion.training.clip import CLIPTrainer, contrastive_loss, exclude_from_decay, matches
 from kdiffusion.training.clip_initialization import initialize
 from kdiffusion.training.clip_metrics import retrieval
+from kdiffusion.training.loop import Loop
+from kdiffusion.training.loop_settings import LoopSettings
 
 TOWER = ImageTowerArchitecture(
     image_size=16,
@@ -173,8 +175,24 @@ def test_batches_that_cannot_be_compared(batch, message):
         made().losses(batch)
 
 
-def test_accumulation_would_change_the_loss():
-    assert not CLIPTrainer.separable
+class Batches:
+    """Data for `Loop`: always the same batch."""
+
+    def batch(self, step, size):
+        return batch_of(size)
+
+
+def test_the_loop_trains_it_but_does_not_accumulate(tmp_path):
+    settings = LoopSettings(batch_size=4, accumulation=2, jit_compile=False, verbose=False)
+    with pytest.raises(ValueError, match="accumulation=2"):
+        Loop(made(), keras.optimizers.SGD(), Batches(), tmp_path, settings)
+    trainer = made(logit_scale=4.6)
+    settings = dataclasses.replace(settings, accumulation=1)
+    first = numpy(trainer.losses(batch_of(4))[0]["model"]).mean()
+    figures = Loop(trainer, keras.optimizers.Adam(0.01), Batches(), tmp_path, settings).run(3)
+    assert figures["loss"] < first
+    assert {"temperature", "image_to_text@1", "text_to_image@1"} <= figures.keys()
+    assert 0 <= float(trainer.logit_scale.value) <= math.log(100)
 
 
 # ── the temperature and what is decayed ───────────────────────────────────────────────────────

@@ -278,7 +278,6 @@ def exclude_from_decay(optimizer: Any, trainer: keras.Model) -> Any:
     return optimizer
 
 
-@keras.saving.register_keras_serializable(package="kdiffusion")
 def _clip_logit_scale(value):
     return ops.clip(value, 0.0, MAX_LOGIT_SCALE)
 

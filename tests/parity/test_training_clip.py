@@ -82,6 +82,17 @@ def their_outputs(model, batch):
     return model(input_ids=tokens, pixel_values=pixels_of(batch["images"]), return_loss=True)
 
 
+@pytest.fixture
+def check(record_property, request):
+    """Records a figure for `acceptance/training_losses.py` and compares it with its bar."""
+
+    def compare(name, error, bar):
+        record_property(f"{request.node.name}: {name}", f"{error:.1e} < {bar:.0e}")
+        assert error < bar
+
+    return compare
+
+
 def relative_error(found, expected):
     expected = expected.detach().numpy()
     return np.abs(ops.convert_to_numpy(found) - expected).max() / np.abs(expected).max()
@@ -91,7 +102,7 @@ def relative_error(found, expected):
 
 
 @pytest.mark.parametrize("activation", ["quick_gelu", "gelu"])
-def test_towers(tmp_path, activation):
+def test_towers(tmp_path, check, activation):
     theirs, batch = randomized(activation), batch_of(3)
     text_encoder, image_tower, _, _ = clip_folder.load(saved(theirs, tmp_path / "clip"))
     with torch.no_grad():
@@ -103,9 +114,7 @@ def test_towers(tmp_path, activation):
         ("states", images["states"], expected.vision_model_output.last_hidden_state),
         ("image vectors", images["pooled"], expected.vision_model_output.pooler_output),
     ):
-        error = relative_error(found, reference)
-        print(f"CLIP, {activation}, {name}: {error:.1e}")
-        assert error < 2e-6
+        check(name, relative_error(found, reference), 2e-6)
 
 
 # ── the loss and its gradients ────────────────────────────────────────────────────────────────
@@ -153,21 +162,18 @@ def worst_error(theirs, tensors):
 
 
 @pytest.mark.parametrize("logit_scale", [2.6592, 4.6])
-def test_loss_and_gradients(tmp_path, logit_scale):
+def test_loss_and_gradients(tmp_path, check, logit_scale):
     theirs, batch = randomized(logit_scale=logit_scale), batch_of(6)
     trainer = CLIPTrainer.from_folder(saved(theirs, tmp_path / "clip"))
     assert float(trainer.logit_scale.value) == pytest.approx(logit_scale, abs=1e-6)
     expected = their_outputs(theirs, batch).loss
     expected.backward()
     loss, gradients = our_gradients(trainer, batch)
-    loss_error = abs(loss / expected.item() - 1)
-    gradient_error = worst_error(theirs, in_their_names(trainer, gradients))
-    print(f"InfoNCE, scale {logit_scale}: loss {loss_error:.1e}, gradients {gradient_error:.1e}")
-    assert loss_error < 1e-6
-    assert gradient_error < 2e-5
+    check("loss", abs(loss / expected.item() - 1), 1e-6)
+    check("gradients", worst_error(theirs, in_their_names(trainer, gradients)), 2e-5)
 
 
-def test_loss_and_gradients_with_equal_captions(tmp_path):
+def test_loss_and_gradients_with_equal_captions(tmp_path, check):
     """PyTorch's cross entropy with targets that are shared by equal captions."""
     theirs, batch = randomized(), batch_of(6)
     batch["tokens"][[3, 5]] = batch["tokens"][0]
@@ -180,11 +186,8 @@ def test_loss_and_gradients_with_equal_captions(tmp_path):
     expected = (cross_entropy(logits, targets) + cross_entropy(logits.T, targets)) / 2
     expected.backward()
     loss, gradients = our_gradients(trainer, batch)
-    loss_error = abs(loss / expected.item() - 1)
-    gradient_error = worst_error(theirs, in_their_names(trainer, gradients))
-    print(f"InfoNCE, equal captions: loss {loss_error:.1e}, gradients {gradient_error:.1e}")
-    assert loss_error < 1e-6
-    assert gradient_error < 2e-5
+    check("loss", abs(loss / expected.item() - 1), 1e-6)
+    check("gradients", worst_error(theirs, in_their_names(trainer, gradients)), 2e-5)
 
 
 # ── files ─────────────────────────────────────────────────────────────────────────────────────
