@@ -66,7 +66,7 @@ class Preprocessing:
         if not isinstance(self.flip, bool):
             raise ValueError(f"`flip` must be True or False. Received: flip={self.flip!r}")
 
-    def __call__(self, picture: Any, draws: Sequence[float] = _MIDDLE) -> np.ndarray:
+    def __call__(self, picture: Any, draws: Sequence[float] | np.ndarray = _MIDDLE) -> np.ndarray:
         """Read, crop and resize one picture.
 
         Args:

@@ -57,6 +57,9 @@ class Source(Protocol):
     height: int
     width: int
 
+    def has(self, kind: str) -> bool:
+        """Whether there is one of `MODELS`."""
+
     def architecture(self, kind: str) -> Any:
         """The architecture record of one of `MODELS`."""
 
@@ -141,7 +144,11 @@ def without_projection(text_encoder: TextEncoder) -> TextEncoder:
     """
     architecture = dataclasses.replace(text_encoder.architecture, projection_width=None)
     new = TextEncoder(
-        architecture, initialize=False, dtype=text_encoder.dtype_policy, name=text_encoder.name
+        architecture,
+        initialize=False,
+        dtype=text_encoder.dtype_policy,
+        name=text_encoder.name,
+        gradient_checkpointing=text_encoder.gradient_checkpointing,
     )
     arrays = arrays_of(text_encoder)
     assign(new, ((variable.path, arrays[variable.path]) for variable in new.variables))
@@ -163,6 +170,9 @@ class CheckpointSource:
         self.checkpoint: Any = open_model(path, **settings)
         self.name = Path(path).resolve().name
         self.height, self.width = size or self._trained_size()
+
+    def has(self, kind):
+        return self.checkpoint.has(kind)
 
     def architecture(self, kind):
         return MODELS[kind].architecture_class(**self.checkpoint.fields(kind))
@@ -232,6 +242,9 @@ class PartsSource:
         spacing = Spacing("trailing" if schedule.rescale_zero_terminal_snr else "leading")
         self._sampling = sampling or ("ddim", spacing)
 
+    def has(self, kind):
+        return kind in self._models
+
     def architecture(self, kind):
         return self.model(kind, None).architecture
 
@@ -282,6 +295,9 @@ class RandomSource:
             num_groups=8,
         ),
     }
+
+    def has(self, kind):
+        return kind in MODELS
 
     def architecture(self, kind):
         return self._ARCHITECTURES.get(kind) or self._ARCHITECTURES["autoencoder"]
@@ -401,9 +417,10 @@ def save(
     downsampling = 1
     if "image_decoder" in models:
         downsampling = models["image_decoder"].architecture.downsampling
-    cells = None if size is None else [side // downsampling for side in size]
-    if cells is not None and cells[0] == cells[1]:
-        cells = cells[0]
+    cells: int | list[int] | None = None
+    if size is not None:
+        height, width = (side // downsampling for side in size)
+        cells = height if height == width else [height, width]
     make_config = {
         "text_encoder": configs.text_encoder_config,
         "unet": lambda values: configs.diffusion_model_config(values, cells),

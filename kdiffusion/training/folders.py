@@ -36,6 +36,7 @@ class ImageFolder(Sequence):
         path: path of the folder.
 
     Attributes:
+        rows: list of dictionaries, the samples without their pictures.
         classes: tuple of str, the names of the labels; empty where there are none or where they
             are numbers.
 
@@ -58,9 +59,8 @@ class ImageFolder(Sequence):
         self._root = self.path.resolve()
         self.classes: tuple[str, ...] = ()
         if (self.path / METADATA).is_file():
-            rows = list(_metadata_rows(self.path / METADATA))
-            self._names = [row.pop("file_name") for row in rows]
-            self._rows = rows
+            self.rows = list(_metadata_rows(self.path / METADATA))
+            self._names = [row.pop("file_name") for row in self.rows]
             self._name_labels()
         else:
             self._list()
@@ -72,15 +72,15 @@ class ImageFolder(Sequence):
         path = self.path / self._names[index]
         if not path.resolve().is_relative_to(self._root):
             raise ValueError(f"{str(path)!r} is a link that leads out of the folder")
-        return {"image": path, **self._rows[index]}
+        return {"image": path, **self.rows[index]}
 
     def _name_labels(self):
         """Numbers for labels that are names, in the order of the names."""
-        labels = {row["label"] for row in self._rows if "label" in row}
+        labels = {row["label"] for row in self.rows if "label" in row}
         if labels and all(isinstance(label, str) for label in labels):
             self.classes = tuple(sorted(labels))
             numbers = {name: number for number, name in enumerate(self.classes)}
-            for row in self._rows:
+            for row in self.rows:
                 row["label"] = numbers[row["label"]]
 
     def _list(self):
@@ -93,9 +93,9 @@ class ImageFolder(Sequence):
         self.classes = tuple(classes)
         paths = own if own else [path for name in classes for path in classes[name]]
         self._names = [path.relative_to(self.path).as_posix() for path in paths]
-        self._rows = [{} for _ in own]
+        self.rows = [{} for _ in own]
         for number, pictures in enumerate(classes.values()):
-            self._rows += [{"label": number} for _ in pictures]
+            self.rows += [{"label": number} for _ in pictures]
 
 
 def _misfit(path, own, classes, nested):

@@ -104,7 +104,8 @@ class Stream:
             )
 
     def _check_order(self):
-        first, again = (next(self._dataset.as_numpy_iterator(), None) for _ in range(2))
+        first: Any = next(self._dataset.as_numpy_iterator(), None)
+        again: Any = next(self._dataset.as_numpy_iterator(), None)
         if first is None:
             raise ValueError("The dataset holds no elements.")
         names = first.keys() & set(self.columns.values())
