@@ -228,14 +228,14 @@ class AutoencoderTrainer(Trainer):
         real, seen = map(self.discriminator, (pictures, ops.stop_gradient(reconstruction)))
         terms = {
             "generator": generator_loss(fake),
-            "discriminator": hinge_loss(real, seen),
+            "hinge": hinge_loss(real, seen),
             "adversarial_weight": self._adversarial_weight(pictures, features, step),
             "logits_real": ops.mean(real, axis=(1, 2, 3)),
             "logits_fake": ops.mean(fake, axis=(1, 2, 3)),
         }
         losses = {
             "autoencoder": loss + penalty + terms["adversarial_weight"] * terms["generator"],
-            "discriminator": _from(self.objective.disc_start, step) * terms["discriminator"],
+            "discriminator": _from(self.objective.disc_start, step) * terms["hinge"],
         }
         return losses, {**figures, **terms}
 
