@@ -13,6 +13,9 @@ _MODULES = {
     "Guidance": "kdiffusion.sampling.guidance",
     "ImageDecoder": "kdiffusion.models.image_decoder",
     "ImageEncoder": "kdiffusion.models.image_encoder",
+    "ImageTower": "kdiffusion.models.image_tower",
+    "LatentDiffusion": "kdiffusion.latent_diffusion",
+    "PixelDiffusion": "kdiffusion.latent_diffusion",
     "Sampler": "kdiffusion.sampling.samplers",
     "Schedule": "kdiffusion.sampling.schedule",
     "SimpleTokenizer": "kdiffusion.tokenizer",
@@ -24,9 +27,12 @@ _MODULES = {
 __all__ = ["__version__", *_MODULES]
 
 if TYPE_CHECKING:  # the same names for type checkers and editors, which cannot follow strings
+    from kdiffusion.latent_diffusion import LatentDiffusion as LatentDiffusion
+    from kdiffusion.latent_diffusion import PixelDiffusion as PixelDiffusion
     from kdiffusion.models.diffusion_model import DiffusionModel as DiffusionModel
     from kdiffusion.models.image_decoder import ImageDecoder as ImageDecoder
     from kdiffusion.models.image_encoder import ImageEncoder as ImageEncoder
+    from kdiffusion.models.image_tower import ImageTower as ImageTower
     from kdiffusion.models.text_encoder import TextEncoder as TextEncoder
     from kdiffusion.sampling.guidance import Guidance as Guidance
     from kdiffusion.sampling.samplers import Sampler as Sampler

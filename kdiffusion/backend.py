@@ -160,10 +160,33 @@ def _keep_programs() -> None:
     """Let JAX keep its compiled programs between runs, unless its user has decided that."""
     import jax
 
-    if jax.config.jax_compilation_cache_dir is None and jax.config.jax_enable_compilation_cache:
+    settings: Any = jax.config
+    if settings.jax_compilation_cache_dir is None and settings.jax_enable_compilation_cache:
         folder = compile_cache.folder()
         if folder is not None:
-            jax.config.update("jax_compilation_cache_dir", str(folder))
+            settings.update("jax_compilation_cache_dir", str(folder))
+
+
+def value_and_gradient(function: Callable[[Any], Any], tensor: Any) -> tuple[Any, Any]:
+    """The value of a function and its gradient, inside or outside a compiled function.
+
+    Args:
+        function: pure function of a tensor to a scalar; it may read variables.
+        tensor: floating-point tensor.
+
+    Returns:
+        The scalar, and a tensor like `tensor`.
+    """
+    if name() == "jax":
+        import jax
+
+        return jax.value_and_grad(function)(tensor)
+    import tensorflow as tf
+
+    with tf.GradientTape(watch_accessed_variables=False) as tape:
+        tape.watch(tensor)
+        value = function(tensor)
+    return value, tape.gradient(value, tensor)
 
 
 def weights_of(model: keras.Model) -> list[Any]:

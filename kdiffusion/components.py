@@ -5,18 +5,21 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 
 import keras
 import numpy as np
 from keras import ops
 
-from kdiffusion import backend, generation, images, weights
+from kdiffusion import backend, generation, images
 from kdiffusion.generation import Program
 from kdiffusion.noise import NoiseStream, noise_stream
+from kdiffusion.presets import DiffusionArchitecture
+from kdiffusion.sampling.levels import Spacing
 from kdiffusion.sampling.schedule import Schedule
 from kdiffusion.tiling import MAX_CELLS, decode_in_tiles
 from kdiffusion.tokenizer import SimpleTokenizer
+from kdiffusion.weights import PartsSource, Source, open_source, rebuilt
 
 
 class Component:
@@ -49,52 +52,134 @@ class Component:
 
 
 class Components:
-    """Text encoder, image encoder, diffusion model, decoder and tokenizer, loaded lazily.
+    """What every model has: a diffusion model and its schedule, loaded lazily.
 
     Args:
-        preset: where they come from, see `weights.open_source`.
-        jit_compile: `True`, `False` or `"auto"`.
-        dtype: Keras dtype policy of all networks, or `None` for the global one.
+        img_height: int, default height of a picture in pixels.
+        img_width: int, default width of a picture in pixels.
+        jit_compile: `True`, `False` or `"auto"`, whether to compile with XLA. Automatic means
+            everywhere but for half types on TensorFlow's CPU, where a plain graph is faster.
+        preset: where the parts come from, see `weights.open_source`.
+        dtype: Keras dtype policy of all networks, or `None` for the global one. `"bfloat16"` and
+            `"float16"` also store the weights in half.
+
+    Raises:
+        ValueError: If a size is out of range or the backend cannot compute in `dtype`.
     """
 
-    text_encoder = Component("text_encoder", "Tokens to text states, see `TextEncoder`.")
-    image_encoder = Component("image_encoder", "Pictures to latents, see `ImageEncoder`.")
-    diffusion_model = Component("diffusion_model", "The U-Net, see `DiffusionModel`.")
-    decoder = Component("image_decoder", "Latents to pictures, see `ImageDecoder`.")
+    # Of the default size; what the network itself needs is known after loading.
+    _multiple = 1
 
-    def __init__(self, preset: str | os.PathLike, jit_compile: bool | str, dtype: Any):
+    diffusion_model = Component("diffusion_model", "The U-Net, see `DiffusionModel`.")
+
+    def __init__(
+        self,
+        img_height: int,
+        img_width: int,
+        jit_compile: bool | str = "auto",
+        *,
+        preset: str | os.PathLike,
+        dtype: Any = None,
+    ):
+        self.img_height, self.img_width = images.check_size(img_height, img_width, self._multiple)
         self.preset = preset
         self.dtype_policy = keras.dtype_policies.get(dtype or keras.config.dtype_policy())
         backend.check_dtype(self.dtype_policy.compute_dtype)
         self.jit_compile = backend.use_jit(jit_compile)
-        self._opened_source: weights.Source | None = None
-        self._text_encoder: Any = None
-        self._image_encoder: Any = None
+        self._opened_source: Source | None = None
         self._diffusion_model: Any = None
-        self._decoder: Any = None
-        self._tokenizer: SimpleTokenizer | None = None
         self._schedule: Schedule | None = None
-        self._encode_text_program = Program(_encode_text, self.jit_compile)
-        self._encode_image_program = Program(_encode_image, self.jit_compile)
         self._denoise_program = Program(generation.denoise, self.jit_compile)
-        self._decode_program = Program(_decode, self.jit_compile)
+
+    @classmethod
+    def from_preset(
+        cls,
+        preset: str | os.PathLike,
+        img_height: int | None = None,
+        img_width: int | None = None,
+        jit_compile: bool | str = "auto",
+        *,
+        dtype: Any = None,
+        prediction_type: str | None = None,
+        weights: str = "ema",
+    ) -> Self:
+        """Make a model that draws at the size its checkpoint was trained for.
+
+        Args:
+            preset: see the class. It is looked up, and downloaded if need be, at once.
+            img_height: int, or `None` for the checkpoint's own.
+            img_width: int, or `None` for the checkpoint's own.
+            jit_compile: see the class.
+            dtype: see the class.
+            prediction_type: `"epsilon"`, `"v"` or `"sample"`, for a single file that does not
+                tell.
+            weights: `"ema"` or `"raw"`, for a single file that holds both.
+
+        Returns:
+            A model of this class.
+
+        Raises:
+            ValueError: If there is no such preset, folder or repository, or another class draws
+                with it.
+        """
+        source = open_source(preset, prediction_type=prediction_type, weights=weights)
+        cls._check_architecture(source.architecture("diffusion_model"))
+        height, width = img_height or source.height, img_width or source.width
+        model = cls(height, width, jit_compile, preset=preset, dtype=dtype)
+        model._opened_source = source
+        return model
+
+    @classmethod
+    def from_parts(
+        cls,
+        models: dict[str, Any],
+        schedule: Schedule,
+        size: tuple[int, int],
+        *,
+        tokenizer: SimpleTokenizer | None = None,
+        sampling: tuple[str, Spacing] | None = None,
+        jit_compile: bool | str = "auto",
+    ) -> Self:
+        """Make a model of networks that are in memory already, such as new ones to be trained.
+
+        Args:
+            models: dictionary of networks, by their names in `weights.MODELS`.
+            schedule: `Schedule`.
+            size: default (height, width) of a picture in pixels.
+            tokenizer: `SimpleTokenizer`, where there is a text encoder.
+            sampling: the default sampler's name and the default spacing; `None` for ddim, whose
+                timesteps are trailing if the schedule ends in pure noise, else leading.
+            jit_compile: see the class.
+
+        Returns:
+            A model of this class.
+
+        Raises:
+            ValueError: If another class draws with such a network.
+        """
+        source = PartsSource(models, schedule, size, tokenizer, sampling)
+        cls._check_architecture(source.architecture("diffusion_model"))
+        policy = source.model("diffusion_model", None).dtype_policy
+        model = cls(*size, jit_compile, preset=source.name, dtype=policy)
+        model._opened_source = source
+        return model
 
     @property
-    def _source(self) -> weights.Source:
+    def _source(self) -> Source:
         if self._opened_source is None:
-            self._opened_source = weights.open_source(self.preset)
+            source = open_source(self.preset)
+            self._check_architecture(source.architecture("diffusion_model"))
+            self._opened_source = source
         return self._opened_source
 
-    @property
-    def tokenizer(self) -> SimpleTokenizer:
-        """Texts to tokens; may be replaced by assignment."""
-        if self._tokenizer is None:
-            self._tokenizer = self._source.tokenizer()
-        return self._tokenizer
+    @classmethod
+    def _check_architecture(cls, architecture: DiffusionArchitecture) -> None:
+        """Refuse a network that another class draws with.
 
-    @tokenizer.setter
-    def tokenizer(self, tokenizer):
-        self._tokenizer = tokenizer
+        Raises:
+            ValueError: If its inputs are not those that this class gives it.
+        """
+        raise NotImplementedError
 
     @property
     def schedule(self) -> Schedule:
@@ -103,23 +188,19 @@ class Components:
             self._schedule = self._source.schedule()
         return self._schedule
 
-    def encode_text(self, prompt: str | Sequence[str]) -> np.ndarray:
-        """Encode texts for `generate_image`.
 
-        Args:
-            prompt: str, or a list of n texts.
+class LatentComponents(Components):
+    """An autoencoder too: what is drawn are latents."""
 
-        Returns:
-            (n, 77, width) float32; n is 1 for a single text.
+    image_encoder = Component("image_encoder", "Pictures to latents, see `ImageEncoder`.")
+    decoder = Component("image_decoder", "Latents to pictures, see `ImageDecoder`.")
 
-        Raises:
-            ValueError: If there is no text.
-        """
-        rows = self.tokenizer.rows([prompt] if isinstance(prompt, str) else prompt)
-        if not len(rows):
-            raise ValueError("`prompt` must be a text or a list of texts. Received: an empty list")
-        tokens = ops.convert_to_tensor(rows, "int32")
-        return ops.convert_to_numpy(self._encode_text_program(self.text_encoder, tokens))
+    def __init__(self, *arguments, **settings):
+        super().__init__(*arguments, **settings)
+        self._image_encoder: Any = None
+        self._decoder: Any = None
+        self._encode_image_program = Program(_encode_image, self.jit_compile)
+        self._decode_program = Program(_decode, self.jit_compile)
 
     def encode_image(
         self,
@@ -168,6 +249,14 @@ class Components:
         pictures = [self._decode_picture(latents[i : i + 1]) for i in range(len(latents))]
         return images.to_uint8(np.concatenate(pictures))
 
+    def _latent_shape(self, height: int | None, width: int | None) -> tuple[int, int, int]:
+        """The shape of the latents of a picture, by default of one of the default size."""
+        codec = self.decoder.architecture
+        height = self.img_height if height is None else height
+        width = self.img_width if width is None else width
+        height, width = images.check_size(height, width, codec.downsampling)
+        return height // codec.downsampling, width // codec.downsampling, codec.latent_channels
+
     def _decode_picture(self, latents):
         def decode(part):
             return self._decode_one(self.decoder, part)
@@ -203,9 +292,48 @@ class Components:
             "again in float32.",
             stacklevel=4,
         )
-        exact = type(decoder)(decoder.architecture, initialize=False, dtype="float32")
-        weights.assign(exact, weights.arrays_of(decoder).items())
-        return self._decode_one(exact, latents)
+        return self._decode_one(rebuilt(decoder, dtype="float32"), latents)
+
+
+class TextComponents(LatentComponents):
+    """A text encoder and its tokenizer too: what is drawn follows a text."""
+
+    text_encoder = Component("text_encoder", "Tokens to text states, see `TextEncoder`.")
+
+    def __init__(self, *arguments, **settings):
+        super().__init__(*arguments, **settings)
+        self._text_encoder: Any = None
+        self._tokenizer: SimpleTokenizer | None = None
+        self._encode_text_program = Program(_encode_text, self.jit_compile)
+
+    @property
+    def tokenizer(self) -> SimpleTokenizer:
+        """Texts to tokens; may be replaced by assignment."""
+        if self._tokenizer is None:
+            self._tokenizer = self._source.tokenizer()
+        return self._tokenizer
+
+    @tokenizer.setter
+    def tokenizer(self, tokenizer):
+        self._tokenizer = tokenizer
+
+    def encode_text(self, prompt: str | Sequence[str]) -> np.ndarray:
+        """Encode texts for `generate_image`.
+
+        Args:
+            prompt: str, or a list of n texts.
+
+        Returns:
+            (n, 77, width) float32; n is 1 for a single text.
+
+        Raises:
+            ValueError: If there is no text.
+        """
+        rows = self.tokenizer.rows([prompt] if isinstance(prompt, str) else prompt)
+        if not len(rows):
+            raise ValueError("`prompt` must be a text or a list of texts. Received: an empty list")
+        tokens = ops.convert_to_tensor(rows, "int32")
+        return ops.convert_to_numpy(self._encode_text_program(self.text_encoder, tokens))
 
 
 def _encode_text(model, tokens):

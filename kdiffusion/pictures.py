@@ -55,15 +55,20 @@ def read(pictures: Any, name: str, background: float) -> list[np.ndarray]:
     return arrays
 
 
-def resize(picture: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Resize a picture that `read` returned by Lanczos' filter, as diffusers resizes PIL images."""
+def resize(
+    picture: np.ndarray,
+    height: int,
+    width: int,
+    resample: Image.Resampling = Image.Resampling.LANCZOS,
+) -> np.ndarray:
+    """Resize a picture that `read` returned; by default as diffusers resizes PIL images."""
     if picture.shape[:2] == (height, width):
         return picture
     size = width, height
     if picture.dtype == np.uint8:
-        return np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.LANCZOS))
+        return np.asarray(Image.fromarray(picture).resize(size, resample))
     channels = [Image.fromarray(np.ascontiguousarray(c)) for c in np.moveaxis(picture, -1, 0)]
-    resized = [channel.resize(size, Image.Resampling.LANCZOS) for channel in channels]
+    resized = [channel.resize(size, resample) for channel in channels]
     return np.clip(np.stack([np.asarray(channel) for channel in resized], axis=-1), 0.0, 1.0)
 
 

@@ -8,9 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from kdiffusion import generation, images
-from kdiffusion.components import Components
-from kdiffusion.generation import Run, State, Step
+from kdiffusion import images
+from kdiffusion.components import TextComponents
+from kdiffusion.drawing import denoised
+from kdiffusion.generation import State, Step
+from kdiffusion.presets import DiffusionArchitecture
 from kdiffusion.sampling.guidance import Guidance
 from kdiffusion.sampling.levels import Spacing
 from kdiffusion.sampling.samplers import Sampler
@@ -23,10 +25,10 @@ from kdiffusion.starts import (
     inpainting_start,
     unit_noise,
 )
-from kdiffusion.weights import open_source, save
+from kdiffusion.weights import save
 
 
-class StableDiffusion(Components):
+class StableDiffusion(TextComponents):
     """Stable Diffusion 1.x and 2.x, from the public checkpoints.
 
     Nothing is read or downloaded before it is needed. All settings of a picture are data: after
@@ -55,6 +57,9 @@ class StableDiffusion(Components):
     ```
     """
 
+    # Every public autoencoder halves three times.
+    _multiple = 8
+
     def __init__(
         self,
         img_height: int = 512,
@@ -64,50 +69,7 @@ class StableDiffusion(Components):
         preset: str | os.PathLike = "stable-diffusion-v1-4",
         dtype: Any = None,
     ):
-        # Every public autoencoder halves three times; the exact factor is known after loading.
-        self.img_height, self.img_width = images.check_size(img_height, img_width, 8)
-        super().__init__(preset, jit_compile, dtype)
-
-    @classmethod
-    def from_preset(
-        cls,
-        preset: str | os.PathLike,
-        img_height: int | None = None,
-        img_width: int | None = None,
-        jit_compile: bool | str = "auto",
-        *,
-        dtype: Any = None,
-        prediction_type: str | None = None,
-        weights: str = "ema",
-    ) -> StableDiffusion:
-        """Make a model that draws at the size its checkpoint was trained for.
-
-        Args:
-            preset: see the class. It is looked up, and downloaded if need be, at once.
-            img_height: int, or `None` for the checkpoint's own.
-            img_width: int, or `None` for the checkpoint's own.
-            jit_compile: see the class.
-            dtype: see the class.
-            prediction_type: `"epsilon"`, `"v"` or `"sample"`, for a single file that does not
-                tell.
-            weights: `"ema"` or `"raw"`, for a single file that holds both.
-
-        Returns:
-            A `StableDiffusion`.
-
-        Raises:
-            ValueError: If there is no such preset, folder or repository.
-        """
-        source = open_source(preset, prediction_type=prediction_type, weights=weights)
-        model = cls(
-            img_height or source.height,
-            img_width or source.width,
-            jit_compile,
-            preset=preset,
-            dtype=dtype,
-        )
-        model._opened_source = source
-        return model
+        super().__init__(img_height, img_width, jit_compile, preset=preset, dtype=dtype)
 
     def text_to_image(
         self,
@@ -373,48 +335,34 @@ class StableDiffusion(Components):
             "image_decoder": self.decoder,
             "diffusion_model": self.diffusion_model,
         }
+        network = self.diffusion_model.architecture
+        inpaints = network.in_channels > network.out_channels
         save(
             path,
             models,
-            self.tokenizer,
             self.schedule,
             self._source.sampling(),
             (self.img_height, self.img_width),
+            self.tokenizer,
+            pipeline="StableDiffusionInpaintPipeline" if inpaints else "StableDiffusionPipeline",
         )
+
+    @classmethod
+    def _check_architecture(cls, architecture: DiffusionArchitecture) -> None:
+        if architecture.context_width is None or architecture.num_classes is not None:
+            raise ValueError(
+                "StableDiffusion draws with networks that are given a text and nothing else. "
+                f"Received: a network with context_width={architecture.context_width}, "
+                f"num_classes={architecture.num_classes}. Use LatentDiffusion or PixelDiffusion."
+            )
 
     def _draw(self, context, negative, settings, streams, start: Start):
         """What all drawing methods share; one context and noise stream for each image."""
-        count = len(context)
-        tables = settings.tables(
-            count, self.schedule, self._source.sampling(), start.strength
-        )
-        guidance = settings.guidance or Guidance()
-        inputs = {"context": context}
-        conditioning = conditioning_of(self, start)
-        if conditioning is not None:
-            inputs["conditioning"] = conditioning
-        scales = settings.scales(count)
-        guided = {}
-        if scales.max() > 1.0:
-            guided = {name: np.concatenate([value, value]) for name, value in inputs.items()}
-            guided["context"] = np.concatenate([self._encode_negative(negative, count), context])
-            guided["guidance_rescale"] = np.full(count, guidance.rescale, np.float32)
-        run = Run(
-            tables,
-            start.latents(tables),
-            {**inputs, **start.constraint},
-            {**guided, **start.constraint},
-            scales,
-            guidance,
-            streams,
-        )
-        latents = generation.sample(
-            self._denoise_program,
-            self.diffusion_model,
-            run,
-            settings.watcher(),
-            settings.resume,
-        )
+        def negatives():
+            return {"context": self._encode_negative(negative, len(context))}
+
+        start = start._replace(conditioning=conditioning_of(self, start))
+        latents = denoised(self, {"context": context}, negatives, settings, streams, start)
         return self.decode(latents)
 
     def _contexts(self, prompt, negative_prompt, batch_size):
@@ -445,13 +393,6 @@ class StableDiffusion(Components):
                 f"batch_size={batch_size}"
             )
         return np.repeat(context, batch_size, axis=0) if len(context) == 1 else context
-
-    def _latent_shape(self, height, width):
-        codec = self.decoder.architecture
-        height = self.img_height if height is None else height
-        width = self.img_width if width is None else width
-        height, width = images.check_size(height, width, codec.downsampling)
-        return height // codec.downsampling, width // codec.downsampling, codec.latent_channels
 
     def _pictures(self, image, height, width, count):
         multiple = self.decoder.architecture.downsampling

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from kdiffusion import images
-from kdiffusion.components import Components
+from kdiffusion.components import LatentComponents
 from kdiffusion.noise import NoiseStream
 from kdiffusion.sampling.table import Table
 
@@ -81,7 +81,7 @@ def given_noise(diffusion_noise: Any, seed: Any, shape: tuple[int, ...]) -> np.n
 
 
 def image_start(
-    components: Components,
+    components: LatentComponents,
     pictures: np.ndarray,
     strength: float,
     streams: Sequence[NoiseStream],
@@ -99,7 +99,7 @@ def image_start(
 
 
 def inpainting_start(
-    components: Components,
+    components: LatentComponents,
     pictures: np.ndarray,
     masks: np.ndarray,
     strength: float,
@@ -132,7 +132,7 @@ def inpainting_start(
     return Start(noise, known, strength, mask)
 
 
-def conditioning_of(components: Components, start: Start) -> np.ndarray | None:
+def conditioning_of(components: LatentComponents, start: Start) -> np.ndarray | None:
     """What an inpainting network is told: mask and masked latents, (batch, height, width, 5).
 
     Without a mask everything is to be painted. `None` for any other network.

@@ -318,12 +318,13 @@ class SimpleTokenizer:
                 content += b" " * (symbols != token)
         return content.decode("utf-8", errors="replace")
 
-    def rows(self, prompts: Sequence[str]) -> np.ndarray:
+    def rows(self, prompts: Sequence[str], *, warn: bool = True) -> np.ndarray:
         """Encodes prompts as rows for a text encoder.
 
         Args:
             prompts: list of texts. A longer one than a row keeps its first words, and a warning
                 shows the others. Of 77 ids no more than 4,928 characters are read (64 an id).
+            warn: `False` for no such warning, as for a million captions.
 
         Returns:
             int32 (len(prompts), max_length): start id, words, end id, then `pad_id`.
@@ -338,7 +339,7 @@ class SimpleTokenizer:
         for n, prompt in enumerate(prompts):
             ids, dropped = self._truncate(prompt)
             rows[n, : len(ids)] = ids
-            if dropped:
+            if dropped and warn:
                 more = " …" if len(dropped) > MAX_SHOWN else ""
                 warnings.warn(
                     f"Prompt {n} is longer than the {self.max_length - 2} tokens of a row. "

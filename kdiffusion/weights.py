@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 import zlib
@@ -59,6 +60,9 @@ class Source(Protocol):
     name: str
     height: int
     width: int
+
+    def has(self, kind: str) -> bool:
+        """Whether there is one of `MODELS`."""
 
     def architecture(self, kind: str) -> Any:
         """The architecture record of one of `MODELS`."""
@@ -126,6 +130,53 @@ def arrays_of(model: keras.Model) -> dict[str, np.ndarray]:
     }
 
 
+def rebuilt(model: ArchitectureModel, **options: Any) -> Any:
+    """A model of the same weights that computes in another way.
+
+    Args:
+        model: one of `MODELS`.
+        options: keyword arguments of its class, such as `dtype` or `gradient_checkpointing`, or an
+            `architecture` with the same variables; those that are not given stay.
+
+    Returns:
+        A new model; the old one keeps its weights.
+    """
+    options = {
+        "architecture": model.architecture,
+        "dtype": model.dtype_policy,
+        "gradient_checkpointing": model.gradient_checkpointing,
+        **options,
+    }
+    new = type(model)(initialize=False, name=model.name, **options)
+    assign(new, ((v.path, keras.ops.convert_to_numpy(v.value)) for v in model.variables))
+    return new
+
+
+def without_projection(text_encoder: TextEncoder) -> TextEncoder:
+    """A text encoder as Stable Diffusion has it, from one that CLIP was trained with.
+
+    diffusers' pipelines for Stable Diffusion take the first output of their text encoder, which is
+    the projected vector where there is one.
+
+    Args:
+        text_encoder: `TextEncoder`.
+
+    Returns:
+        A new `TextEncoder` of the same weights but the projection's.
+    """
+    architecture = dataclasses.replace(text_encoder.architecture, projection_width=None)
+    new = TextEncoder(
+        architecture,
+        initialize=False,
+        dtype=text_encoder.dtype_policy,
+        name=text_encoder.name,
+        gradient_checkpointing=text_encoder.gradient_checkpointing,
+    )
+    arrays = arrays_of(text_encoder)
+    assign(new, ((variable.path, arrays[variable.path]) for variable in new.variables))
+    return new
+
+
 class CheckpointSource:
     """A folder in diffusers' layout, or a single file in CompVis names.
 
@@ -148,6 +199,9 @@ class CheckpointSource:
         self.checkpoint: Any = open_model(path, **settings)
         self.name = name or Path(path).resolve().name
         self.height, self.width = size or self._trained_size()
+
+    def has(self, kind):
+        return self.checkpoint.has(kind)
 
     def architecture(self, kind):
         return MODELS[kind].architecture_class(**self.checkpoint.fields(kind))
@@ -189,8 +243,58 @@ class CheckpointSource:
     def _trained_size(self) -> tuple[int, int]:
         cells = self.checkpoint.sample_size
         sides = (cells, cells) if isinstance(cells, int) else tuple(cells)
-        downsampling = self.architecture("image_decoder").downsampling
+        downsampling = 1
+        if self.checkpoint.has("image_decoder"):
+            downsampling = self.architecture("image_decoder").downsampling
         return sides[0] * downsampling, sides[1] * downsampling
+
+
+class PartsSource:
+    """Parts that are in memory already.
+
+    Args:
+        models: dictionary of networks, by their names in `MODELS`.
+        schedule: `Schedule`.
+        size: default (height, width) of a picture in pixels.
+        tokenizer: `SimpleTokenizer`, or `None` if there is none.
+        sampling: the default sampler's name and the default spacing, or `None` for ddim.
+    """
+
+    name = "parts in memory"
+
+    def __init__(self, models, schedule, size, tokenizer=None, sampling=None):
+        self.height, self.width = size
+        self._models = dict(models)
+        self._schedule = schedule
+        self._tokenizer = tokenizer
+        # Where the schedule ends in pure noise, drawing has to start there.
+        spacing = Spacing("trailing" if schedule.rescale_zero_terminal_snr else "leading")
+        self._sampling = sampling or ("ddim", spacing)
+
+    def has(self, kind):
+        return kind in self._models
+
+    def architecture(self, kind):
+        return self.model(kind, None).architecture
+
+    def model(self, kind, dtype):
+        if kind not in self._models:
+            raise ValueError(
+                f"This model was made of {sorted(self._models)} and has no {kind}. Give it to "
+                "`from_parts` too."
+            )
+        return self._models[kind]
+
+    def tokenizer(self):
+        if self._tokenizer is None:
+            raise ValueError("This model has no tokenizer. Give one to `from_parts`.")
+        return self._tokenizer
+
+    def schedule(self):
+        return self._schedule
+
+    def sampling(self):
+        return self._sampling
 
 
 class RandomSource:
@@ -220,6 +324,9 @@ class RandomSource:
             num_groups=8,
         ),
     }
+
+    def has(self, kind):
+        return kind in MODELS
 
     def architecture(self, kind):
         return self._ARCHITECTURES.get(kind) or self._ARCHITECTURES["autoencoder"]
@@ -292,49 +399,59 @@ def open_source(preset: str | os.PathLike, **settings) -> Source:
 def save(
     path: str | os.PathLike,
     models: dict[str, ArchitectureModel],
-    tokenizer: SimpleTokenizer,
     schedule: Schedule,
-    sampling: tuple[str, Spacing],
-    size: tuple[int, int],
+    sampling: tuple[str, Spacing] = ("ddim", Spacing()),
+    size: tuple[int, int] | None = None,
+    tokenizer: SimpleTokenizer | None = None,
+    pipeline: str | None = None,
 ) -> None:
     """Write a folder in diffusers' layout that diffusers and kdiffusion load.
 
     Args:
         path: path of the folder, made if it is missing.
-        models: all of `MODELS`.
-        tokenizer: the tokenizer.
+        models: any of `MODELS`, both halves of the autoencoder or none.
         schedule: the schedule.
         sampling: the default sampler's name and the default spacing.
         size: (height, width) of a picture in pixels, recorded as the default.
+        tokenizer: the tokenizer, if there is one.
+        pipeline: name of the class that draws with all of it, for model_index.json; `None` if the
+            folder holds only parts of a model.
     """
     from weights_conversion import configs, folder, mapping, names, schedulers
 
-    tensors: dict[str, dict[str, np.ndarray]] = {"text_encoder": {}, "vae": {}, "unet": {}}
+    tensors: dict[str, dict[str, np.ndarray]] = {}
     records = {}
+    for kind, component in _COMPONENTS.items():
+        if kind not in models and any(_COMPONENTS[other] == component for other in models):
+            raise ValueError(f"`models` must hold {kind} too, or no part of the {component}.")
     for kind, model in models.items():
-        records[_COMPONENTS[kind]] = values = fields(model.architecture)
+        component = _COMPONENTS[kind]
+        records[component] = values = fields(model.architecture)
         written = mapping.write(names.rows(kind, values), arrays_of(model), "diffusers")
-        tensors[_COMPONENTS[kind]].update(written)
-    downsampling = models["image_decoder"].architecture.downsampling
-    cells = [side // downsampling for side in size]
-    settings = {"schedule": fields(schedule), "sampling": _sampling_fields(*sampling)}
-    component_configs = {
-        "text_encoder": configs.text_encoder_config(records["text_encoder"]),
-        "unet": configs.diffusion_model_config(
-            records["unet"], cells[0] if cells[0] == cells[1] else cells
-        ),
-        "vae": configs.autoencoder_config(records["vae"], max(size)),
+        tensors.setdefault(component, {}).update(written)
+    downsampling = 1
+    if "image_decoder" in models:
+        downsampling = models["image_decoder"].architecture.downsampling
+    cells: int | list[int] | None = None
+    if size is not None:
+        height, width = (side // downsampling for side in size)
+        cells = height if height == width else [height, width]
+    make_config = {
+        "text_encoder": configs.text_encoder_config,
+        "unet": lambda values: configs.diffusion_model_config(values, cells),
+        "vae": lambda values: configs.autoencoder_config(values, max(size or (512,))),
     }
+    component_configs = {name: make_config[name](values) for name, values in records.items()}
+    settings = {"schedule": fields(schedule), "sampling": _sampling_fields(*sampling)}
     scheduler = schedulers.scheduler_config(settings)
     with folder.staged(path) as stage:
         for component, config in component_configs.items():
             folder.write_component(stage, component, config, tensors[component])
         folder.write_scheduler(stage, scheduler)
-        tokenizer.save(stage / "tokenizer")
-        inpaints = records["unet"]["in_channels"] == 9
-        folder.write_index(
-            stage, "StableDiffusionInpaintPipeline" if inpaints else "StableDiffusionPipeline"
-        )
+        if tokenizer is not None:
+            tokenizer.save(stage / "tokenizer")
+        if pipeline is not None:
+            folder.write_index(stage, pipeline)
 
 
 def _sampling_fields(sampler, spacing):

@@ -9,9 +9,12 @@ from keras import ops
 
 from kdiffusion import presets
 from kdiffusion.models import attention
+from kdiffusion.models.attention import SpatialTransformer
 from kdiffusion.models.diffusion_model import DiffusionModel
 from kdiffusion.models.image_decoder import ImageDecoder
 from kdiffusion.models.image_encoder import ImageEncoder
+from kdiffusion.models.image_tower import ImageTower
+from kdiffusion.models.layers import ResnetBlock
 from kdiffusion.models.text_encoder import TextEncoder
 
 UNET = presets.DiffusionArchitecture(
@@ -22,9 +25,15 @@ UNET = presets.DiffusionArchitecture(
     context_width=12,
     num_groups=4,
 )
+UNCONDITIONAL = dataclasses.replace(UNET, context_width=None)
+OF_CLASSES = dataclasses.replace(UNCONDITIONAL, num_classes=5)
 AUTOENCODER = presets.AutoencoderArchitecture(channels=(8, 16), layers_per_level=1, num_groups=4)
 TEXT = presets.TextEncoderArchitecture(
     vocabulary_size=40, width=12, depth=3, num_heads=2, mlp_width=24, end_id=39
+)
+
+TOWER = presets.ImageTowerArchitecture(
+    image_size=6, patch_size=3, width=12, depth=2, num_heads=2, mlp_width=24, projection_width=5
 )
 
 
@@ -37,6 +46,12 @@ def unet_inputs(height=6, width=10, batch=2, channels=4):
     }
 
 
+def label_inputs(labels=(0, 5)):
+    inputs = unet_inputs(batch=len(labels))
+    del inputs["context"]
+    return {**inputs, "label": np.array(labels, "int32")}
+
+
 def call(model, inputs):
     return keras.tree.map_structure(ops.convert_to_numpy, model(inputs))
 
@@ -44,8 +59,10 @@ def call(model, inputs):
 @pytest.fixture(
     params=[
         (DiffusionModel, UNET, unet_inputs()),
+        (DiffusionModel, OF_CLASSES, label_inputs()),
         (ImageEncoder, AUTOENCODER, np.linspace(-1, 1, 2 * 4 * 6 * 3).reshape(2, 4, 6, 3)),
         (ImageDecoder, AUTOENCODER, np.linspace(-1, 1, 2 * 3 * 5 * 4).reshape(2, 3, 5, 4)),
+        (ImageTower, TOWER, np.linspace(-1, 1, 2 * 6 * 6 * 3).reshape(2, 6, 6, 3)),
         (TextEncoder, TEXT, np.array([[38, 1, 2, 39, 39], [38, 5, 6, 7, 39]], "int32")),
     ],
     ids=lambda case: case[0].__name__,
@@ -74,6 +91,50 @@ def test_the_unet_depends_on_each_of_its_inputs():
     for name, value in inputs.items():
         after = call(model, {**inputs, name: value + 0.5})
         assert np.abs(after - before).max() > 1e-4, name
+
+
+def test_an_unconditional_unet_is_given_latents_and_timestep_alone():
+    model = DiffusionModel(UNCONDITIONAL)
+    assert sorted(model.input) == ["latents", "timestep"]
+    inputs = label_inputs()
+    del inputs["label"]
+    assert call(model, inputs).shape == (2, 6, 10, 4)
+
+
+def test_every_label_gives_another_picture():
+    model = DiffusionModel(OF_CLASSES)
+    inputs = {name: np.repeat(value[:1], 6, axis=0) for name, value in label_inputs().items()}
+    inputs["label"] = np.arange(6, dtype="int32")
+    outputs = call(model, inputs).reshape(6, -1)
+    distances = np.abs(outputs[:, None] - outputs[None]).max(axis=-1)
+    assert distances[~np.eye(6, dtype=bool)].min() > 1e-4
+    # The label of a class is its row of the table, also when it travels as a float.
+    alone = {name: value[2:3] for name, value in inputs.items()}
+    as_float = call(model, {**alone, "label": alone["label"].astype("float32")})
+    np.testing.assert_allclose(as_float, outputs[2].reshape(as_float.shape), atol=1e-5)
+
+
+def test_labels_stay_apart_in_bfloat16():
+    model = DiffusionModel(dataclasses.replace(OF_CLASSES, num_classes=1000), dtype="bfloat16")
+    outputs = [call(model, label_inputs([label])) for label in (600, 601)]
+    assert not np.array_equal(*outputs)
+
+
+@pytest.mark.parametrize("architecture", [UNET, OF_CLASSES], ids=["text", "classes"])
+def test_gradient_checkpointing_changes_no_number(architecture):
+    inputs = label_inputs() if architecture.num_classes else unet_inputs()
+    plain = DiffusionModel(architecture)
+    checkpointed = DiffusionModel(architecture, gradient_checkpointing=True)
+    checkpointed.set_weights(plain.get_weights())
+    np.testing.assert_array_equal(call(checkpointed, inputs), call(plain, inputs))
+    assert checkpointed.get_config()["architecture"] == plain.get_config()["architecture"]
+
+
+def test_every_block_of_the_unet_is_checkpointed():
+    kinds = (ResnetBlock, SpatialTransformer)
+    blocks = {layer.name for layer in DiffusionModel(UNET).layers if isinstance(layer, kinds)}
+    assert len(blocks) == 11
+    assert blocks <= set(DiffusionModel.blocks(UNET))
 
 
 def test_autoencoder_shapes_follow_the_downsampling_factor():
@@ -108,6 +169,43 @@ def test_logvar_is_clipped_as_in_the_original():
     logvar = call(encoder, np.zeros((1, 4, 4, 3), "float32"))["logvar"]
     assert logvar[..., 0].max() == 20.0
     assert logvar[..., 1].min() == -30.0
+
+
+def test_the_image_tower_normalizes_pictures():
+    plain, own = (
+        ImageTower(dataclasses.replace(TOWER, mean=(mean,) * 3, std=(std,) * 3))
+        for mean, std in ((0.5, 0.5), (0.25, 2.0))
+    )
+    own.set_weights(plain.get_weights())
+    picture = np.random.default_rng(0).uniform(-1, 1, (1, 6, 6, 3)).astype("float32")
+    by_hand = ((picture + 1) / 2 - 0.25) / 2
+    np.testing.assert_allclose(
+        call(own, picture)["pooled"], call(plain, by_hand)["pooled"], atol=1e-5
+    )
+
+
+def test_the_image_tower_sees_every_patch_and_where_it_is():
+    tower = ImageTower(TOWER)
+    picture = np.random.default_rng(0).uniform(-1, 1, (1, 6, 6, 3)).astype("float32")
+    before = call(tower, picture)
+    assert before["states"].shape == (1, 5, 12) and before["pooled"].shape == (1, 5)
+    for changed in (np.flip(picture, 1), np.where(np.arange(6)[:, None] < 5, picture, 0)):
+        assert np.abs(call(tower, changed)["pooled"] - before["pooled"]).max() > 1e-4
+
+
+@pytest.mark.parametrize(
+    "wrong, message",
+    [
+        ({"patch_size": 4}, "image_size=6, patch_size=4"),
+        ({"num_heads": 5}, "width=12, num_heads=5"),
+        ({"activation": "relu"}, "activation='relu'"),
+        ({"mean": (0.5,)}, "each of the 3 channels"),
+        ({"std": (0.5, 0.0, 0.5)}, "must be positive"),
+    ],
+)
+def test_image_towers_that_cannot_be(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(TOWER, **wrong)
 
 
 def test_pooled_is_the_state_of_the_first_end_token():
@@ -247,6 +345,8 @@ def test_timesteps_next_to_each_other_differ_in_bfloat16():
         (UNET, {"num_heads": (3, 4)}, "num_heads"),
         (UNET, {"depths": (1,)}, "depths"),
         (UNET, {"num_groups": 5}, "num_groups"),
+        (UNET, {"num_classes": 0}, "num_classes=0"),
+        (UNET, {"context_width": 0}, "context_width=0"),
         (AUTOENCODER, {"num_groups": 3}, "num_groups"),
         (TEXT, {"num_heads": 5}, "num_heads"),
         (TEXT, {"activation": "relu"}, "relu"),

@@ -48,6 +48,7 @@ SD15_FIELDS = {
     "mid_depth": 1,
     "num_heads": (8, 8, 8, 8),
     "context_width": 768,
+    "num_classes": None,
     "linear_projection": False,
     "num_groups": 32,
     "epsilon": 1e-5,
@@ -205,7 +206,8 @@ def test_a_middle_that_diffusers_cannot_say():
         ("norm_eps", float("nan")),
         ("norm_num_groups", None),
         ("num_attention_heads", [1, 2]),
-        ("num_class_embeds", 1000),
+        ("num_class_embeds", 1),
+        ("num_class_embeds", 0),
         ("only_cross_attention", True),
         ("only_cross_attention", [False, True, True, False]),
         ("projection_class_embeddings_input_dim", 2816),
@@ -230,6 +232,27 @@ def test_a_middle_that_diffusers_cannot_say():
 )
 def test_options_of_the_unet_that_change_the_computation(key, value):
     assert f"{key} = " in reads(configs.diffusion_model_fields, SD15_UNET | {key: value})
+
+
+@pytest.mark.parametrize(
+    "change, fields",
+    [
+        ({"cross_attention_dim": [320, 640, 1280, 1280]}, {"context_width": None}),
+        ({"num_class_embeds": 1001}, {"num_classes": 1000}),
+    ],
+)
+def test_unets_without_text_and_with_classes(change, fields):
+    read = configs.diffusion_model_fields(SD15_UNET | change)
+    assert read == SD15_FIELDS | fields
+    written = configs.diffusion_model_config(read)
+    assert {key: written[key] for key in change} == change
+    assert configs.diffusion_model_fields(written) == read
+
+
+def test_diffusers_has_no_middle_without_attention():
+    fields = SD15_FIELDS | {"depths": (0, 0, 0, 0), "mid_depth": 0}
+    with pytest.raises(CheckpointMismatch, match="mid_depth = 0"):
+        configs.diffusion_model_config(fields)
 
 
 @pytest.mark.parametrize(
@@ -269,44 +292,123 @@ def test_sd_vae():
         "mid_attention": True,
         "quant_conv": True,
         "post_quant_conv": True,
+        "codebook_size": None,
     }
 
 
-def test_class_defaults_of_the_vae():
-    fields = configs.autoencoder_fields({"_class_name": "AutoencoderKL"})
+@pytest.mark.parametrize(
+    "name, latent_channels, codebook_size", [("AutoencoderKL", 4, None), ("VQModel", 3, 256)]
+)
+def test_class_defaults_of_the_vae(name, latent_channels, codebook_size):
+    fields = configs.autoencoder_fields({"_class_name": name})
     assert fields["channels"] == (64,)
     assert fields["layers_per_level"] == 1
+    assert fields["latent_channels"] == latent_channels
+    assert fields["codebook_size"] == codebook_size
 
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"scaling_factor": 0.13025}, {"use_quant_conv": False, "mid_block_add_attention": False}],
+    [
+        {},
+        {"scaling_factor": 0.13025},
+        {"use_quant_conv": False, "mid_block_add_attention": False},
+        {"scaling_factor": 1.5305, "shift_factor": 0.0609},
+        {"latents_mean": [0.1, -0.2, 0, 4], "latents_std": [0.5, 1, 2, 4], "scaling_factor": 1},
+    ],
 )
 def test_vae_fields_survive_writing(changes):
     fields = configs.autoencoder_fields(SD_VAE | changes)
+    config = configs.autoencoder_config(fields)
+    assert configs.autoencoder_fields(config) == fields
+    assert {key: config[key] for key in changes} == changes
+
+
+def test_latents_by_channel():
+    config = SD_VAE | {"latents_mean": [1, 0, 0, 0], "latents_std": [4, 2, 1, 1]}
+    fields = configs.autoencoder_fields(config | {"scaling_factor": 0.5})
+    assert fields["latent_scale"] == (0.125, 0.25, 0.5, 0.5)
+    assert fields["latent_shift"] == (1.0, 0.0, 0.0, 0.0)
+
+
+VQ = {key: value for key, value in SD_VAE.items() if key != "_class_name"} | {
+    "_class_name": "VQModel",
+    "latent_channels": 3,
+    "num_vq_embeddings": 8192,
+    "vq_embed_dim": 3,
+    "scaling_factor": 1.0,
+}
+
+
+def test_vq_fields_survive_writing():
+    fields = configs.autoencoder_fields(VQ)
+    assert (fields["codebook_size"], fields["latent_scale"]) == (8192, 1.0)
+    assert (fields["quant_conv"], fields["post_quant_conv"]) == (True, True)
     assert configs.autoencoder_fields(configs.autoencoder_config(fields)) == fields
 
 
 @pytest.mark.parametrize(
     "key, value",
     [
-        ("_class_name", "VQModel"),
+        ("latents_mean", [0, 0, 0]),
+        ("lookup_from_codebook", True),
+        ("norm_type", "spatial"),
+        ("num_vq_embeddings", 0),
+        ("shift_factor", 0.1),
+        ("use_quant_conv", True),
+        ("vq_embed_dim", 4),
+    ],
+)
+def test_options_of_a_vq_model_that_change_the_computation(key, value):
+    assert f"{key} = " in reads(configs.autoencoder_fields, VQ | {key: value})
+
+
+@pytest.mark.parametrize(
+    "key, value",
+    [
+        ("latent_scale", (1.0, 1.0, 2.0)),
+        ("latent_shift", 0.5),
+        ("post_quant_conv", False),
+        ("quant_conv", False),
+    ],
+)
+def test_what_no_vq_model_can_be(key, value):
+    fields = configs.autoencoder_fields(VQ) | {key: value}
+    assert f"{key} = " in reads(configs.autoencoder_config, fields)
+
+
+@pytest.mark.parametrize(
+    "key, value",
+    [
+        ("_class_name", "AsymmetricAutoencoderKL"),
         ("act_fn", "relu"),
         ("down_block_types", ["DownEncoderBlock2D"] * 3 + ["AttnDownEncoderBlock2D"]),
         ("down_block_types", ["DownEncoderBlock2D"] * 3),
-        ("latents_mean", [0.1, 0.2, 0.3, 0.4]),
-        ("latents_std", [1, 2, 3, 4]),
         ("layers_per_block", [2, 2, 2, 2]),
         ("out_channels", 1),
         ("scaling_factor", 0),
         ("scaling_factor", "0.18215"),
-        ("shift_factor", 0.1159),
+        ("shift_factor", "0.1159"),
         ("up_block_types", ["UpDecoderBlock2D"] * 5),
         ("something_of_2030", "on"),
     ],
 )
 def test_options_of_the_vae_that_change_the_computation(key, value):
     assert f"{key} = " in reads(configs.autoencoder_fields, SD_VAE | {key: value})
+
+
+@pytest.mark.parametrize(
+    "options, key",
+    [
+        ({"latents_mean": [0.1, 0.2, 0.3, 0.4]}, "latents_std"),
+        ({"latents_std": [1, 2, 3, 4]}, "latents_mean"),
+        ({"latents_mean": [0, 0, 0], "latents_std": [1, 1, 1]}, "latents_std"),
+        ({"latents_mean": [0, 0, 0, 0], "latents_std": [1, 1, 1, 0]}, "latents_std"),
+        ({"latents_mean": [0] * 4, "latents_std": [1] * 4, "shift_factor": 0.1}, "shift_factor"),
+    ],
+)
+def test_latents_by_channel_are_whole_or_refused(options, key):
+    assert f"{key} = " in reads(configs.autoencoder_fields, SD_VAE | options)
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,7 @@ TINY = SD1 | {
     "context_width": 12,
     "num_groups": 4,
 }
+OF_CLASSES = TINY | {"context_width": None, "num_classes": 5}
 WITHOUT_TRANSFORMERS_FIRST = TINY | {"channels": (8, 16, 24), "depths": (0, 1, 1)}
 KL_F8 = configs.autoencoder_fields(
     {
@@ -61,12 +62,32 @@ OPEN_CLIP_H = CLIP_L | {
     "activation": "gelu",
 }
 PROJECTED = OPEN_CLIP_H | {"width": 8, "depth": 2, "mlp_width": 16, "projection_width": 6}
+VIT_L = configs.image_tower_fields(
+    {
+        "hidden_size": 1024,
+        "intermediate_size": 4096,
+        "num_attention_heads": 16,
+        "num_hidden_layers": 24,
+        "patch_size": 14,
+        "projection_dim": 768,
+    }
+)
+TINY_VIT = VIT_L | {
+    "image_size": 12,
+    "patch_size": 4,
+    "image_channels": 2,
+    "width": 8,
+    "depth": 2,
+    "mlp_width": 16,
+    "projection_width": 6,
+}
 
 MODELS = {
     "SD1": ("diffusion_model", SD1),
     "SD2": ("diffusion_model", SD2),
     "inpaint": ("diffusion_model", INPAINT),
     "tiny": ("diffusion_model", TINY),
+    "classes": ("diffusion_model", OF_CLASSES),
     "x4-like": ("diffusion_model", WITHOUT_TRANSFORMERS_FIRST),
     "encoder": ("image_encoder", KL_F8),
     "decoder": ("image_decoder", KL_F8),
@@ -75,6 +96,8 @@ MODELS = {
     "CLIP-L": ("text_encoder", CLIP_L),
     "OpenCLIP-H": ("text_encoder", OPEN_CLIP_H),
     "projected": ("text_encoder", PROJECTED),
+    "ViT-L": ("image_tower", VIT_L),
+    "tiny ViT": ("image_tower", TINY_VIT),
 }
 
 
@@ -124,6 +147,7 @@ def test_every_column_is_unique(model):
         (["encoder", "decoder"], 248, 83_653_863),
         (["CLIP-L"], 196, 123_060_480),
         (["OpenCLIP-H"], 372, 340_387_840),
+        (["ViT-L"], 392, 303_966_208),
     ],
 )
 def test_counts_are_those_of_the_published_models(models, tensors, parameters):
@@ -204,6 +228,13 @@ def test_open_clip_stacks_a_third_fewer_tensors():
             (77, 768),
         ),
         (
+            "classes",
+            "label_embedding/table",
+            "model.diffusion_model.label_emb.weight",
+            "class_embedding.weight",
+            (6, 32),
+        ),
+        (
             "OpenCLIP-H",
             "layer_22/attention/value/bias",
             "cond_stage_model.model.transformer.resblocks.22.attn.in_proj_bias",
@@ -217,6 +248,28 @@ def test_open_clip_stacks_a_third_fewer_tensors():
             "text_projection.weight",
             (8, 6),
         ),
+        (
+            "tiny ViT",
+            "embedding/patches/kernel",
+            "visual.conv1.weight",
+            "vision_model.embeddings.patch_embedding.weight",
+            (4, 4, 2, 8),
+        ),
+        (
+            "tiny ViT",
+            "embedding/position_embedding",
+            "visual.positional_embedding",
+            "vision_model.embeddings.position_embedding.weight",
+            (10, 8),
+        ),
+        (
+            "tiny ViT",
+            "layer_1/attention/key/kernel",
+            "visual.transformer.resblocks.1.attn.in_proj_weight",
+            "vision_model.encoder.layers.1.self_attn.k_proj.weight",
+            (8, 8),
+        ),
+        ("tiny ViT", "projection/kernel", "visual.proj", "visual_projection.weight", (8, 6)),
     ],
 )
 def test_known_rows(model, kdiffusion, compvis, diffusers, shape):
@@ -224,6 +277,13 @@ def test_known_rows(model, kdiffusion, compvis, diffusers, shape):
     assert row.compvis.name == compvis
     assert row.diffusers.name == diffusers
     assert row.shape == shape
+
+
+def test_without_a_context_all_attention_is_to_the_feature_map():
+    shapes = {row.kdiffusion: row.shape for row in table("classes")}
+    for kind in ("key", "value"):
+        assert shapes[f"down_0_transformer_0/block_0/attn2/{kind}/kernel"] == (8, 8)
+        assert shapes[f"mid_transformer/block_0/attn2/{kind}/kernel"] == (16, 16)
 
 
 def test_unknown_kind():
@@ -275,7 +335,7 @@ def test_unknown_layout():
 
 # ── reading and writing ───────────────────────────────────────────────────────────────────────
 
-SMALL = ["tiny", "x4-like", "bare encoder", "bare decoder", "projected"]
+SMALL = ["tiny", "classes", "x4-like", "bare encoder", "bare decoder", "projected", "tiny ViT"]
 
 
 @pytest.mark.parametrize("dialect", ["compvis", "diffusers"])

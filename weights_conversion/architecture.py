@@ -89,6 +89,7 @@ def diffusion_model(shapes: Shapes) -> dict[str, Any]:
         "mid_depth": shapes.count(f"{block}.transformer_blocks.{{}}.norm1.weight"),
         "num_heads": tuple(num_heads),
         "context_width": context_width,
+        "num_classes": None,
         "linear_projection": len(shapes.of(f"{block}.proj_in.weight", 2, 3, 4)) == 2,
         "num_groups": _NUM_GROUPS,
         "epsilon": 1e-5,
@@ -137,6 +138,7 @@ def autoencoder(shapes: Shapes, latent_scale: float | None = None) -> dict[str, 
         "mid_attention": f"{encoder}.mid.attn_1.q.weight" in shapes,
         "quant_conv": f"{_VAE}.quant_conv.weight" in shapes,
         "post_quant_conv": f"{_VAE}.post_quant_conv.weight" in shapes,
+        "codebook_size": None,
     }
 
 

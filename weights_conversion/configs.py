@@ -3,12 +3,9 @@
 A config that changes the computation in a way the models here do not know is refused by key and
 value; a key that is missing has the default of its diffusers or transformers class. In the config
 of a diffusers model a key that is unknown here may stand only if it is null, false or empty, or
-starts with an underscore. transformers scatters dozens of text generation settings over its
-configs and CLIP's text model has no other options than those read here, so there unknown keys
-are passed over, as transformers does itself.
+starts with an underscore.
 
-Sources: the signatures of diffusers 0.42 `UNet2DConditionModel` and `AutoencoderKL`, and
-transformers 5.23 `CLIPTextConfig`.
+Source: the signature of diffusers 0.42 `UNet2DConditionModel`.
 """
 
 from __future__ import annotations
@@ -16,15 +13,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from weights_conversion.autoencoder_configs import autoencoder_config, autoencoder_fields
+from weights_conversion.clip_configs import (
+    clip_config,
+    clip_fields,
+    image_tower_config,
+    image_tower_fields,
+    preprocessor_config,
+    text_encoder_config,
+    text_encoder_fields,
+)
 from weights_conversion.options import (
     Options,
+    checked,
     flag,
-    is_neutral,
     multiples,
     names,
     natural,
     number,
-    one_of,
     per_level,
     same_on_levels,
     unsupported,
@@ -34,8 +40,13 @@ from weights_conversion.schedulers import scheduler_config, scheduler_fields
 __all__ = [
     "autoencoder_config",
     "autoencoder_fields",
+    "clip_config",
+    "clip_fields",
     "diffusion_model_config",
     "diffusion_model_fields",
+    "image_tower_config",
+    "image_tower_fields",
+    "preprocessor_config",
     "scheduler_config",
     "scheduler_fields",
     "text_encoder_config",
@@ -52,6 +63,7 @@ _UNET_DEFAULTS = {
     "norm_num_groups": 32,
     "norm_eps": 1e-5,
     "cross_attention_dim": 1280,
+    "num_class_embeds": None,
     "transformer_layers_per_block": 1,
     "attention_head_dim": 8,
     "num_attention_heads": None,
@@ -73,7 +85,6 @@ _UNET_NEUTRAL = {
     "class_embed_type": None,
     "addition_embed_type": None,
     "addition_time_embed_dim": None,
-    "num_class_embeds": None,
     "resnet_time_scale_shift": "default",
     "resnet_skip_time_act": False,
     "resnet_out_scale_factor": 1,
@@ -100,39 +111,6 @@ _UNET_WITHOUT_EFFECT = {
 }
 _UP_BLOCK = {"DownBlock2D": "UpBlock2D", "CrossAttnDownBlock2D": "CrossAttnUpBlock2D"}
 
-_AUTOENCODER_DEFAULTS = {
-    "in_channels": 3,
-    "out_channels": 3,
-    "down_block_types": ("DownEncoderBlock2D",),
-    "up_block_types": ("UpDecoderBlock2D",),
-    "block_out_channels": (64,),
-    "layers_per_block": 1,
-    "latent_channels": 4,
-    "norm_num_groups": 32,
-    "scaling_factor": 0.18215,
-    "shift_factor": None,
-    "use_quant_conv": True,
-    "use_post_quant_conv": True,
-    "mid_block_add_attention": True,
-}
-_AUTOENCODER_NEUTRAL = {"act_fn": "silu", "latents_mean": None, "latents_std": None}
-_AUTOENCODER_WITHOUT_EFFECT = {"sample_size", "force_upcast"}
-
-_TEXT_DEFAULTS = {
-    "vocab_size": 49408,
-    "hidden_size": 512,
-    "intermediate_size": 2048,
-    "projection_dim": 512,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 8,
-    "max_position_embeddings": 77,
-    "hidden_act": "quick_gelu",
-    "layer_norm_eps": 1e-5,
-    "eos_token_id": 49407,
-}
-_TEXT_ACTIVATIONS = ("quick_gelu", "gelu")
-_TEXT_CLASSES = ("CLIPTextModel", "CLIPTextModelWithProjection")
-
 
 def diffusion_model_fields(config: Options) -> dict[str, Any]:
     """Returns the diffusion model's fields from a UNet2DConditionModel config.
@@ -143,7 +121,7 @@ def diffusion_model_fields(config: Options) -> dict[str, Any]:
     Raises:
         CheckpointMismatch: another class, or an option that the models here do not know.
     """
-    options = _check(
+    options = checked(
         config, "UNet2DConditionModel", _UNET_DEFAULTS, _UNET_NEUTRAL, _UNET_WITHOUT_EFFECT
     )
     channels = multiples(options, "block_out_channels", natural(options, "norm_num_groups"))
@@ -166,7 +144,8 @@ def diffusion_model_fields(config: Options) -> dict[str, Any]:
         "depths": tuple(0 if b == "DownBlock2D" else d for b, d in zip(blocks, depths)),
         "mid_depth": depths[-1],
         "num_heads": num_heads,
-        "context_width": same_on_levels(options, "cross_attention_dim", levels),
+        "context_width": _context_width(options, channels),
+        "num_classes": _num_classes(options),
         "linear_projection": flag(options, "use_linear_projection"),
         "num_groups": natural(options, "norm_num_groups"),
         "epsilon": number(options, "norm_eps", 0, 1),
@@ -185,6 +164,9 @@ def diffusion_model_config(
     depths = list(fields["depths"])
     if depths[-1] not in (0, fields["mid_depth"]):
         raise unsupported("mid_depth", fields["mid_depth"], f"{depths[-1]}, the last level's depth")
+    if fields["mid_depth"] == 0:
+        raise unsupported("mid_depth", 0, "at least 1, as in every middle of diffusers")
+    num_classes, context_width = fields["num_classes"], fields["context_width"]
     blocks = ["CrossAttnDownBlock2D" if depth else "DownBlock2D" for depth in depths]
     return {
         "_class_name": "UNet2DConditionModel",
@@ -197,7 +179,8 @@ def diffusion_model_config(
         "layers_per_block": fields["layers_per_level"],
         "norm_num_groups": fields["num_groups"],
         "norm_eps": fields["epsilon"],
-        "cross_attention_dim": fields["context_width"],
+        "cross_attention_dim": context_width or list(fields["channels"]),
+        "num_class_embeds": None if num_classes is None else num_classes + 1,
         # diffusers wants a number for levels without transformers too, and the middle's at the end
         "transformer_layers_per_block": _short(
             [depth or 1 for depth in depths[:-1]] + [fields["mid_depth"]]
@@ -207,136 +190,23 @@ def diffusion_model_config(
     }
 
 
-def autoencoder_fields(config: Options) -> dict[str, Any]:
-    """Returns the autoencoder's fields from an AutoencoderKL config.
+def _context_width(options: Options, channels: tuple[int, ...]) -> int | None:
+    """Returns the width of the context; None if each level is to attend to its own tokens.
 
-    Raises:
-        CheckpointMismatch: another class, or an option that the models here do not know.
+    diffusers does that when it is given no context; the widths of a list have to be the levels'.
     """
-    options = _check(
-        config,
-        "AutoencoderKL",
-        _AUTOENCODER_DEFAULTS,
-        _AUTOENCODER_NEUTRAL,
-        _AUTOENCODER_WITHOUT_EFFECT,
-    )
-    channels = multiples(options, "block_out_channels", natural(options, "norm_num_groups"))
-    names(options, "down_block_types", ("DownEncoderBlock2D",), len(channels))
-    names(options, "up_block_types", ("UpDecoderBlock2D",), len(channels))
-    if options["out_channels"] != options["in_channels"]:
-        raise unsupported("out_channels", options["out_channels"], f"{options['in_channels']}")
-    if options["shift_factor"]:
-        raise unsupported("shift_factor", options["shift_factor"], "null or 0")
-    return {
-        "image_channels": natural(options, "in_channels"),
-        "latent_channels": natural(options, "latent_channels"),
-        "channels": channels,
-        "layers_per_level": natural(options, "layers_per_block"),
-        "num_groups": natural(options, "norm_num_groups"),
-        "latent_scale": number(options, "scaling_factor", 1e-6, 1e6),
-        "latent_shift": 0.0,
-        "mid_attention": flag(options, "mid_block_add_attention"),
-        "quant_conv": flag(options, "use_quant_conv"),
-        "post_quant_conv": flag(options, "use_post_quant_conv"),
-    }
+    if options["cross_attention_dim"] in (list(channels), channels):
+        return None
+    return same_on_levels(options, "cross_attention_dim", len(channels))
 
 
-def autoencoder_config(fields: Options, sample_size: int = 512) -> dict[str, Any]:
-    """Returns the AutoencoderKL config of an image encoder and decoder.
-
-    Args:
-        fields: the architecture.
-        sample_size: the picture's height and width above which diffusers' tiling works in tiles.
-    """
-    levels = len(fields["channels"])
-    return {
-        "_class_name": "AutoencoderKL",
-        "sample_size": sample_size,
-        "in_channels": fields["image_channels"],
-        "out_channels": fields["image_channels"],
-        "down_block_types": ["DownEncoderBlock2D"] * levels,
-        "up_block_types": ["UpDecoderBlock2D"] * levels,
-        "block_out_channels": list(fields["channels"]),
-        "layers_per_block": fields["layers_per_level"],
-        "latent_channels": fields["latent_channels"],
-        "norm_num_groups": fields["num_groups"],
-        "scaling_factor": fields["latent_scale"],
-        "shift_factor": fields["latent_shift"] or None,
-        "use_quant_conv": fields["quant_conv"],
-        "use_post_quant_conv": fields["post_quant_conv"],
-        "mid_block_add_attention": fields["mid_attention"],
-    }
-
-
-def text_encoder_fields(config: Options) -> dict[str, Any]:
-    """Returns the text encoder's fields from a CLIPTextModel(WithProjection) config.
-
-    Old configs carry the id 2 for the end of text, which their models never used: they took the
-    largest id of the row (github.com/huggingface/transformers/pull/24773), as is done here for
-    every id that cannot be meant.
-
-    Raises:
-        CheckpointMismatch: another class, or an option that the models here do not know.
-    """
-    model_type = config.get("model_type", "clip_text_model")
-    if model_type != "clip_text_model":
-        raise unsupported("model_type", model_type, "clip_text_model")
-    options = {**_TEXT_DEFAULTS, **config}
-    options["architectures"] = options.get("architectures") or ["CLIPTextModel"]
-    (architecture,) = names(options, "architectures", _TEXT_CLASSES, 1)
-    width, num_heads = natural(options, "hidden_size"), natural(options, "num_attention_heads")
-    if width % num_heads:
-        raise unsupported("num_attention_heads", num_heads, f"a divisor of {width}")
-    projects = architecture == "CLIPTextModelWithProjection"
-    vocabulary_size, end_id = natural(options, "vocab_size"), options["eos_token_id"]
-    if type(end_id) is not int or end_id == 2 or not 0 <= end_id < vocabulary_size:
-        end_id = vocabulary_size - 1
-    return {
-        "vocabulary_size": vocabulary_size,
-        "max_length": natural(options, "max_position_embeddings"),
-        "width": width,
-        "depth": natural(options, "num_hidden_layers"),
-        "num_heads": num_heads,
-        "mlp_width": natural(options, "intermediate_size"),
-        "activation": one_of(options, "hidden_act", _TEXT_ACTIVATIONS),
-        "epsilon": number(options, "layer_norm_eps", 0, 1),
-        "projection_width": natural(options, "projection_dim") if projects else None,
-        "end_id": end_id,
-    }
-
-
-def text_encoder_config(fields: Options) -> dict[str, Any]:
-    """Returns the CLIPTextModel(WithProjection) config of a text encoder."""
-    projects = fields["projection_width"] is not None
-    return {
-        "architectures": ["CLIPTextModelWithProjection" if projects else "CLIPTextModel"],
-        "model_type": "clip_text_model",
-        "vocab_size": fields["vocabulary_size"],
-        "hidden_size": fields["width"],
-        "intermediate_size": fields["mlp_width"],
-        "projection_dim": fields["projection_width"] or fields["width"],
-        "num_hidden_layers": fields["depth"],
-        "num_attention_heads": fields["num_heads"],
-        "max_position_embeddings": fields["max_length"],
-        "hidden_act": fields["activation"],
-        "layer_norm_eps": fields["epsilon"],
-        "bos_token_id": fields["end_id"] - 1,  # CLIP's vocabularies end with these two
-        "eos_token_id": fields["end_id"],
-        "pad_token_id": 1,
-    }
-
-
-def _check(config: Options, expected_class: str, defaults, neutral, without_effect) -> Options:
-    """Returns the options with the class's defaults, once each of them is understood."""
-    name = config.get("_class_name")
-    if name != expected_class:
-        raise unsupported("_class_name", name, expected_class)
-    for key, value in config.items():
-        if key.startswith("_") or key in defaults or key in without_effect:
-            continue
-        if not is_neutral(value, neutral.get(key)):
-            raise unsupported(key, value, repr(neutral.get(key, "no such option")))
-    return {**defaults, **config}
+def _num_classes(options: Options) -> int | None:
+    """Returns the number of classes; the last embedding stands for none of them."""
+    if options["num_class_embeds"] is None:
+        return None
+    if natural(options, "num_class_embeds") == 1:
+        raise unsupported("num_class_embeds", 1, "at least 2, the last of them for no class")
+    return options["num_class_embeds"] - 1
 
 
 def _short(values: Sequence[int]) -> int | list[int]:

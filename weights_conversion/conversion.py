@@ -145,7 +145,7 @@ def _write_single_file(
     kinds = [kind for group in COMPONENTS.values() for kind in group]
     tensors = component(source, kinds, "compvis", dtype)
     scale = source.fields("image_decoder")["latent_scale"]
-    if scale != _LATENT_SCALE:
+    if scale != _LATENT_SCALE and isinstance(scale, float):  # one by channel has no place there
         tensors = merge([tensors, in_memory({"scale_factor": np.array(scale, np.float32)})])
     if source.schedule["rescale_zero_terminal_snr"]:
         tensors = merge([tensors, in_memory({"ztsnr": np.empty(0, np.float32)})])
@@ -177,11 +177,11 @@ def _counter(progress: Callable[[int, int], None] | None, total: int) -> Progres
 def _facts_without_place(source: Model, tensors: Checkpoint) -> list[str]:
     """Lists what a reader of the single file would tell otherwise from its shapes."""
     shapes = architecture.Shapes(tensors.path, {name: tensors.info(name).shape for name in tensors})
+    scale = source.fields("image_decoder")["latent_scale"]
+    told_scale = scale if isinstance(scale, float) else None
     told = {
         "text_encoder": architecture.text_encoder,
-        "image_decoder": lambda found: architecture.autoencoder(
-            found, source.fields("image_decoder")["latent_scale"]
-        ),
+        "image_decoder": lambda found: architecture.autoencoder(found, told_scale),
         "diffusion_model": architecture.diffusion_model,
     }
     facts = []

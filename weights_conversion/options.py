@@ -17,6 +17,36 @@ def unsupported(key: str, value: Any, expected: str) -> CheckpointMismatch:
     )
 
 
+def checked(
+    config: Options,
+    class_name: str,
+    defaults: Options,
+    neutral: Options,
+    without_effect: Collection[str],
+) -> dict[str, Any]:
+    """Returns the options of a diffusers class with its defaults, once each is understood.
+
+    Args:
+        config: the options as they stand in the file.
+        class_name: the only `_class_name` that is supported.
+        defaults: the options that are read, with the class's defaults.
+        neutral: options that may only have the value given here.
+        without_effect: options that may have any value.
+
+    Raises:
+        CheckpointMismatch: another class, or an option that is not understood.
+    """
+    name = config.get("_class_name")
+    if name != class_name:
+        raise unsupported("_class_name", name, class_name)
+    for key, value in config.items():
+        if key.startswith("_") or key in defaults or key in without_effect:
+            continue
+        if not is_neutral(value, neutral.get(key)):
+            raise unsupported(key, value, repr(neutral.get(key, "no such option")))
+    return {**defaults, **config}
+
+
 def natural(options: Options, key: str) -> int:
     """Returns a positive integer."""
     if not _is_natural(options[key]):
@@ -30,6 +60,15 @@ def number(options: Options, key: str, low: float, high: float) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
         raise unsupported(key, value, f"a number from {low:g} to {high:g}")
     return float(value)
+
+
+def numbers(
+    options: Options, key: str, length: int, low: float, high: float
+) -> tuple[float, ...]:
+    """Returns a list of this length of numbers within bounds."""
+    if not _is_list(options[key], length):
+        raise unsupported(key, options[key], f"a list of {length} numbers")
+    return tuple(number({key: value}, key, low, high) for value in options[key])
 
 
 def flag(options: Options, key: str) -> bool:

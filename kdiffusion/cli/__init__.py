@@ -1,7 +1,7 @@
-"""The command line: `kdiffusion generate "a prompt"`, `samplers`, `inspect`, `convert`, `repair`.
+"""The command line: `kdiffusion generate "a prompt"`, `train`, `samplers`, `inspect`, `convert` ...
 
 Results go to files and the standard output, everything else to the standard error. Keras and
-TensorFlow are imported only when a picture is drawn.
+TensorFlow are imported only when a picture is drawn or a model trained.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from kdiffusion import __version__
-from kdiffusion.cli import generate, samplers
+from kdiffusion.cli import generate, samplers, train
 from kdiffusion.cli.messages import describe, log, notes, plain_warnings
 
 OK, FAILED, INTERRUPTED = 0, 1, 130  # argparse itself leaves with 2 on a usage error
@@ -35,7 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         int, the exit code: 0, 1 after an error, 130 after Ctrl-C.
 
     Raises:
-        SystemExit: with code 2 if the arguments are wrong, 0 after `--help` and `--version`.
+        SystemExit: with code 2 if the arguments are wrong, 0 after `--help` and `--version`, 130
+            and 143 when training has been stopped by Ctrl-C or SIGTERM and saved.
 
     Example:
 
@@ -68,6 +69,7 @@ def _parser(command: Sequence[str] = ()) -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"kdiffusion {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     generate.add_arguments(commands.add_parser("generate", help="draw pictures"))
+    train.add_arguments(commands.add_parser("train", help="train a model"))
     samplers.add_arguments(commands.add_parser("samplers", help="list the samplers"))
     if _CHECKPOINT_COMMANDS.keys() & set(command):
         from kdiffusion.cli.tokenizers import write_tokenizer

@@ -1,9 +1,10 @@
-"""`kdiffusion generate`: pictures from a prompt, and from another picture."""
+"""`kdiffusion generate`: pictures from a prompt, from another picture, or of a class."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import secrets
 import sys
 import time
@@ -28,7 +29,9 @@ _PREVIEW_PIXELS = 4  # for each latent: half of the picture's height and width
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Say what the command understands."""
-    parser.description = "Draw pictures from a prompt and write them as PNG files."
+    parser.description = (
+        "Draw pictures from a prompt, or of a class, and write them as PNG files."
+    )
     parser.set_defaults(run=run, usage_error=parser.error)
     for title, options in GENERATE.items():
         group = parser.add_argument_group(title)
@@ -40,7 +43,10 @@ def run(arguments: argparse.Namespace) -> None:
     """Draw, then write all the pictures or none."""
     _check_task(arguments)
     seed = secrets.randbelow(2**32) if arguments.seed is None else arguments.seed
-    paths = files.picture_paths(arguments.output, arguments.prompt, seed, arguments.batch_size)
+    name = arguments.prompt
+    if name is None:
+        name = "" if arguments.label is None else f"class {arguments.label}"
+    paths = files.picture_paths(arguments.output, name, seed, arguments.batch_size)
     _check_files(arguments, paths)
     previews = [arguments.preview] if arguments.preview else []
     before = files.identities([*previews, *paths])
@@ -56,11 +62,28 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _check_task(arguments):
+    if arguments.prompt is None:
+        _check_without_prompt(arguments)
+    elif arguments.label is not None:
+        arguments.usage_error("--label is for models of classes, which take no prompt")
     for name in ("mask", "strength"):
         if getattr(arguments, name) is not None and not arguments.image:
             arguments.usage_error(f"--{name} is for a picture to start from: add --image PATH")
     if arguments.strength is None and arguments.image:
         arguments.strength = 1.0 if arguments.mask else 0.8
+    if arguments.guidance_scale is None:
+        arguments.guidance_scale = 1.0 if arguments.prompt is None else 7.5
+
+
+def _check_without_prompt(arguments):
+    from kdiffusion.presets import PRESETS
+
+    if arguments.preset in (*PRESETS, "random-tiny"):
+        arguments.usage_error("this model draws from a text: give a prompt")
+    for name in ("image", "mask", "negative_prompt", "preview"):
+        if getattr(arguments, name) is not None:
+            option = name.replace("_", "-")
+            arguments.usage_error(f"--{option} is for models of texts, with a prompt")
 
 
 def _check_files(arguments, paths):
@@ -84,11 +107,11 @@ def _draw(arguments: argparse.Namespace, seed: int, paths: Sequence[Path]) -> No
     from kdiffusion.metadata import save_pictures
 
     with silent_import():
-        model_class = kdiffusion.StableDiffusion
+        open_model = _opener(arguments)
     with contextlib.redirect_stdout(sys.stderr):  # the progress bar is no result
         sampler, spacing = _sampling(arguments)
         guidance = kdiffusion.Guidance(arguments.guidance_rescale, arguments.guidance_interval)
-        model = model_class.from_preset(arguments.preset, dtype=arguments.dtype)
+        model = open_model(arguments.preset, dtype=arguments.dtype)
         images = _task(model, arguments)(
             prompt=arguments.prompt,
             negative_prompt=arguments.negative_prompt,
@@ -123,14 +146,36 @@ def _sampling(arguments: argparse.Namespace) -> tuple[Sampler, Spacing]:
     return replace(sampler, eta=arguments.eta, order=arguments.order), spacing
 
 
+def _opener(arguments) -> Callable[..., Any]:
+    """What makes a model of a preset: of texts where there is one, else of any other kind."""
+    if arguments.prompt is not None:
+        import kdiffusion
+
+        return kdiffusion.StableDiffusion.from_preset
+    from kdiffusion.opening import open_model
+
+    return open_model
+
+
 def _task(model, arguments) -> Callable[..., Any]:
     """The method that draws what was asked for, as a function of what all of them take."""
+    if arguments.prompt is None:
+        return functools.partial(_draw_class, model, arguments.label)
     if arguments.image is None:
         return model.text_to_image
     picture = {"image": arguments.image, "strength": arguments.strength}
     if arguments.mask is None:
         return lambda **settings: model.image_to_image(**picture, **settings)
     return lambda **settings: model.inpaint(**picture, mask=arguments.mask, **settings)
+
+
+def _draw_class(model, label, *, prompt, negative_prompt, **settings):
+    """Pictures by a model without texts, which takes neither prompt."""
+    from kdiffusion.latent_diffusion import LabelledDiffusion
+
+    if not isinstance(model, LabelledDiffusion):
+        raise ValueError("this model draws from a text: give a prompt")
+    return model.generate_image(label, **settings)
 
 
 def _show(path: Path) -> Callable[..., None]:
@@ -154,7 +199,7 @@ def _parameters(arguments: argparse.Namespace, sampler: Sampler, spacing: Spacin
     from kdiffusion.metadata import Parameters
 
     return Parameters(
-        prompt=arguments.prompt,
+        prompt=arguments.prompt or "",
         num_steps=arguments.steps,
         negative_prompt=arguments.negative_prompt or "",
         sampler=sampler.name,
@@ -170,6 +215,8 @@ def _parameters(arguments: argparse.Namespace, sampler: Sampler, spacing: Spacin
 
 def _others(arguments, sampler):
     """Settings that few pictures have, in AUTOMATIC1111's words where it has any."""
+    if arguments.label is not None:
+        yield "Class", arguments.label
     if arguments.mask is not None:
         yield "Mask mode", "Inpaint masked"
         yield "Mask blur", 0

@@ -1,4 +1,4 @@
-"""The options of `kdiffusion generate`, in groups."""
+"""The options of `kdiffusion generate` and `kdiffusion train`, in groups."""
 
 from __future__ import annotations
 
@@ -16,6 +16,11 @@ def count(text: str) -> int:
     return value
 
 
+def whole(text: str) -> int:
+    """A whole number from 0 on."""
+    return 0 if re.fullmatch(r"0+", text) else count(text)
+
+
 def share(text: str) -> float:
     """A number from 0 to 1."""
     try:
@@ -24,6 +29,17 @@ def share(text: str) -> float:
         value = -1.0
     if not 0.0 <= value <= 1.0:
         raise argparse.ArgumentTypeError(f"expected a number from 0 to 1, received {text!r}")
+    return value
+
+
+def rate(text: str) -> float:
+    """A positive number."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0.0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected a positive number, received {text!r}")
     return value
 
 
@@ -36,7 +52,12 @@ SPACING: dict[str, Any] = {
 
 GENERATE: dict[str, dict[str, dict[str, Any]]] = {
     "what to draw": {
-        "prompt": {"help": "what the picture shows"},
+        "prompt": {"nargs": "?", "help": "what the picture shows; none for models without texts"},
+        "--label": {
+            "type": whole,
+            "metavar": "N",
+            "help": "the class to draw, for models of classes (default: none in particular)",
+        },
         "--negative-prompt": {"metavar": "TEXT", "help": "what it does not show"},
         "--height": {
             "type": count,
@@ -94,9 +115,8 @@ GENERATE: dict[str, dict[str, dict[str, Any]]] = {
         },
         "--guidance-scale": {
             "type": float,
-            "default": 7.5,
             "metavar": "SCALE",
-            "help": "how closely to follow the prompt, 1 is off (default: 7.5)",
+            "help": "how closely to follow the prompt, 1 is off (default: 7.5, of a class 1)",
         },
         "--guidance-rescale": {
             "type": share,
@@ -138,6 +158,70 @@ GENERATE: dict[str, dict[str, dict[str, Any]]] = {
         },
         "--force": FORCE,
         "--quiet": {"action": "store_true", "help": "print only the files' names and errors"},
+        "--debug": DEBUG,
+    },
+}
+
+TRAIN: dict[str, dict[str, dict[str, Any]]] = {
+    "what to train": {
+        "kind": {
+            "choices": ("autoencoder", "clip", "diffusion"),
+            "help": "an autoencoder; CLIP, two networks that compare pictures with texts; or a "
+            "diffusion model",
+        },
+        "--config": {
+            "type": Path,
+            "metavar": "FILE.json",
+            "help": "all settings; what is given on the command line goes over them",
+        },
+        "--preset": {
+            "help": "the model to go on from: a name, a folder, or hf://organisation/repository; "
+            "the architecture of a new one stands in the configuration",
+        },
+    },
+    "on which pictures": {
+        "--data": {
+            "type": Path,
+            "metavar": "FOLDER",
+            "help": "with a metadata.jsonl of captions or labels, a folder for each class, or "
+            "pictures alone",
+        },
+        "--height": {"type": count, "metavar": "PIXELS", "help": "default: the model's own"},
+        "--width": {"type": count, "metavar": "PIXELS", "help": "default: the model's own"},
+        "--cache": {
+            "type": Path,
+            "metavar": "FOLDER",
+            "help": "keep latents and text states there, and train without encoders",
+        },
+    },
+    "how to train": {
+        "--steps": {"type": count, "metavar": "N", "help": "in all (default: 10000)"},
+        "--batch-size": {"type": count, "metavar": "N", "help": "pictures of a step"},
+        "--accumulation": {
+            "type": count,
+            "metavar": "N",
+            "help": "parts that a step is cut into, to save memory (default: 1)",
+        },
+        "--learning-rate": {"type": rate, "metavar": "RATE", "help": "of the optimizer"},
+        "--seed": {"type": int, "metavar": "N", "help": "of everything drawn (default: 0)"},
+        "--dtype": {
+            "metavar": "NAME",
+            "help": "float32, bfloat16 or mixed_bfloat16 (default: float32)",
+        },
+    },
+    "files and messages": {
+        "--output": {
+            "type": Path,
+            "required": True,
+            "metavar": "FOLDER",
+            "help": "of the run: checkpoints, log, curves, and the trained model in `model`",
+        },
+        "--resume": {
+            "action": "store_true",
+            "help": "go on with the run in --output; its own configuration is used if none is "
+            "given",
+        },
+        "--quiet": {"action": "store_true", "help": "print only the model's folder and errors"},
         "--debug": DEBUG,
     },
 }

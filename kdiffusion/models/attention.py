@@ -199,6 +199,9 @@ class FeedForward(Block):
 class TransformerBlock(Block):
     """Self-attention, cross-attention to the text, feed-forward, each with a residual.
 
+    Without a second input the cross-attention attends to its own tokens, as in the original
+    implementation.
+
     Args:
         width: int, width of the token states.
         num_heads: int.
@@ -209,7 +212,7 @@ class TransformerBlock(Block):
         self.width = width
         self.num_heads = num_heads
 
-    def build(self, inputs_shape, context_shape):
+    def build(self, inputs_shape, context_shape=None):
         options = {"kernel_initializer": self.kernel_initializer, "dtype": self.dtype_policy}
         for name in ("norm1", "norm2", "norm3"):
             norm = self.layer_norm(name)
@@ -222,12 +225,12 @@ class TransformerBlock(Block):
         self.ff = FeedForward(self.width, name="ff", **options)
         self.ff.build(inputs_shape)
 
-    def call(self, inputs, context):
+    def call(self, inputs, context=None):
         x = inputs + self.attn1(self.norm1(inputs))
         x = x + self.attn2(self.norm2(x), context)
         return x + self.ff(self.norm3(x))
 
-    def compute_output_shape(self, inputs_shape, context_shape):
+    def compute_output_shape(self, inputs_shape, context_shape=None):
         return inputs_shape
 
     def get_config(self):
@@ -236,7 +239,7 @@ class TransformerBlock(Block):
 
 @_serializable
 class SpatialTransformer(Block):
-    """Transformer over the positions of a feature map, attending to the text.
+    """Transformer over the positions of a feature map, attending to the text if there is one.
 
     Args:
         depth: int, number of transformer blocks.
@@ -250,7 +253,7 @@ class SpatialTransformer(Block):
         self.num_heads = num_heads
         self.num_groups = num_groups
 
-    def build(self, inputs_shape, context_shape):
+    def build(self, inputs_shape, context_shape=None):
         channels = inputs_shape[-1]
         tokens_shape = (inputs_shape[0], None, channels)
         self.norm = self.group_norm(self.num_groups, 1e-6, "norm")
@@ -271,13 +274,13 @@ class SpatialTransformer(Block):
         self.proj_out = self.dense(channels, "proj_out")
         self.proj_out.build(tokens_shape)
 
-    def call(self, inputs, context):
+    def call(self, inputs, context=None):
         x = self.proj_in(flatten_positions(self.norm(inputs)))
         for block in self.blocks:
             x = block(x, context)
         return inputs + ops.reshape(self.proj_out(x), ops.shape(inputs))
 
-    def compute_output_shape(self, inputs_shape, context_shape):
+    def compute_output_shape(self, inputs_shape, context_shape=None):
         return inputs_shape
 
     def get_config(self):

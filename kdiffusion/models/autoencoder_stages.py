@@ -24,6 +24,13 @@ def middle(x, architecture, options):
     return resnet(x, channels, architecture, options, "mid_resnet_1")
 
 
+def blocks(way, architecture):
+    """Names of the layers that gradient checkpointing computes twice, see `ArchitectureModel`."""
+    levels, layers = len(architecture.channels), architecture.layers_per_level + 1
+    names = [f"{way}_{level}_resnet_{i}" for level in range(levels) for i in range(layers)]
+    return [*names, "mid_resnet_0", "mid_attention", "mid_resnet_1"]
+
+
 def norm_out(x, architecture, options):
     """The last normalization with its activation."""
     norm = GroupNorm(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import keras
 
 from kdiffusion import presets
@@ -21,11 +23,22 @@ class ArchitectureModel(keras.Model):
             weights are loaded next. It is no part of the architecture, so not of `get_config`.
         dtype: Keras dtype policy, or `None` for the global one.
         name: str or `None`.
+        gradient_checkpointing: bool, whether training keeps only what goes into each of the
+            `blocks` and computes what is inside once more for the gradients (Chen et al. 2016):
+            less memory, more time, the same numbers. It is no part of the architecture either.
     """
 
     architecture_class: type
 
-    def __init__(self, architecture=None, *, initialize=True, dtype=None, name=None):
+    def __init__(
+        self,
+        architecture=None,
+        *,
+        initialize=True,
+        dtype=None,
+        name=None,
+        gradient_checkpointing=False,
+    ):
         if architecture is None:
             architecture = self.architecture_class()
         elif isinstance(architecture, dict):
@@ -38,11 +51,22 @@ class ArchitectureModel(keras.Model):
         policy = keras.dtype_policies.get(dtype or keras.config.dtype_policy())
         initializer = "glorot_uniform" if initialize else Uninitialized()
         options = {"kernel_initializer": initializer, "dtype": policy}
-        inputs, outputs = self.graph(architecture, options)
+        scope = contextlib.nullcontext()
+        if gradient_checkpointing:
+            blocks = self.blocks(architecture)
+            if not blocks:
+                raise ValueError(
+                    f"{type(self).__name__} has no blocks to checkpoint. "
+                    "Received: gradient_checkpointing=True. Use False."
+                )
+            scope = keras.RematScope("list_of_layers", layer_names=blocks)
+        with scope:
+            inputs, outputs = self.graph(architecture, options)
         super().__init__(inputs=inputs, outputs=outputs, name=name)
         # A functional model has the global policy whatever its layers have.
         self.dtype_policy = policy
         self.architecture = architecture
+        self.gradient_checkpointing = gradient_checkpointing
 
     @staticmethod
     def graph(architecture, options):
@@ -56,6 +80,18 @@ class ArchitectureModel(keras.Model):
             Dictionary of `keras.Input`s and the symbolic outputs.
         """
         raise NotImplementedError
+
+    @staticmethod
+    def blocks(architecture):
+        """Names of the layers that gradient checkpointing computes twice; more do no harm.
+
+        Args:
+            architecture: the record.
+
+        Returns:
+            List of str, empty if the model is not worth it.
+        """
+        return []
 
     def get_config(self):
         return {

@@ -9,6 +9,7 @@ from kdiffusion.models.base import ArchitectureModel
 from kdiffusion.models.layers import (
     Downsample,
     GroupNorm,
+    LabelEmbedding,
     ResnetBlock,
     TimeEmbedding,
     Upsample,
@@ -19,10 +20,11 @@ from kdiffusion.presets import DiffusionArchitecture
 
 @keras.saving.register_keras_serializable(package="kdiffusion")
 class DiffusionModel(ArchitectureModel):
-    """The network that latent diffusion trains: noisy latents, timestep and text → prediction.
+    """The network that diffusion trains: noisy latents, timestep, text or class → prediction.
 
-    Serves SD 1.x, SD 2.x (epsilon and v) and their 9-channel inpainting variants; what the
-    prediction means is the schedule's affair. Height and width are free in every call.
+    Serves SD 1.x, SD 2.x (epsilon and v) and their 9-channel inpainting variants, unconditional
+    and class-conditional models, of latents or of pixels; what the prediction means is the
+    schedule's affair. Height and width are free in every call.
 
     Reference: Rombach et al. 2022, section 3.3 and appendix E.2; the U-Net is that of Dhariwal &
     Nichol 2021 with transformers in place of its attention.
@@ -32,12 +34,17 @@ class DiffusionModel(ArchitectureModel):
         initialize: bool, `False` if weights are loaded next.
         dtype: Keras dtype policy, or `None` for the global one.
         name: str or `None`.
+        gradient_checkpointing: bool, whether training keeps only what goes into each residual
+            block and each transformer, see `ArchitectureModel`.
 
     Call arguments:
         inputs: dictionary of
             `latents`: (batch, height, width, in_channels), unit order, any height and width;
             `timestep`: (batch,) float32, the training timestep, fractions allowed;
-            `context`: (batch, tokens, context_width), text states.
+            `context`: (batch, tokens, context_width), text states; only if the architecture has a
+            `context_width`;
+            `label`: (batch,) int32, the class, `num_classes` for none; only if the architecture
+            has `num_classes`.
 
     Output shape:
         (batch, height, width, out_channels).
@@ -58,18 +65,15 @@ class DiffusionModel(ArchitectureModel):
 
     @staticmethod
     def graph(architecture, options):
-        inputs = {
-            "latents": keras.Input(
-                (None, None, architecture.in_channels), name="latents", dtype="float32"
-            ),
-            "timestep": keras.Input((), name="timestep", dtype="float32"),
-            "context": keras.Input(
-                (None, architecture.context_width), name="context", dtype="float32"
-            ),
-        }
+        inputs = _inputs(architecture)
         base = architecture.channels[0]
         time = TimeEmbedding(base, 4 * base, name="time_embedding", **options)(inputs["timestep"])
-        unet = _Stages(architecture, options, time, inputs["context"])
+        if architecture.num_classes is not None:
+            embedding = LabelEmbedding(
+                architecture.num_classes, name="label_embedding", **options
+            )
+            time = embedding(inputs["label"], time)
+        unet = _Stages(architecture, options, time, inputs.get("context"))
         x = conv2d(base, 3, "conv_in", **options)(inputs["latents"])
         x = unet.up(unet.middle(*unet.down(x)))
         norm = GroupNorm(
@@ -80,6 +84,31 @@ class DiffusionModel(ArchitectureModel):
             name="norm_out",
         )
         return inputs, conv2d(architecture.out_channels, 3, "conv_out", **options)(norm(x))
+
+    @staticmethod
+    def blocks(architecture):
+        names = ["mid_resnet_0", "mid_transformer", "mid_resnet_1"]
+        for level in range(len(architecture.channels)):
+            for index in range(architecture.layers_per_level + 1):
+                for way in ("down", "up"):
+                    names += [f"{way}_{level}_{kind}_{index}" for kind in ("resnet", "transformer")]
+        return names
+
+
+def _inputs(architecture):
+    inputs = {
+        "latents": keras.Input(
+            (None, None, architecture.in_channels), name="latents", dtype="float32"
+        ),
+        "timestep": keras.Input((), name="timestep", dtype="float32"),
+    }
+    if architecture.context_width is not None:
+        inputs["context"] = keras.Input(
+            (None, architecture.context_width), name="context", dtype="float32"
+        )
+    if architecture.num_classes is not None:
+        inputs["label"] = keras.Input((), name="label", dtype="int32")
+    return inputs
 
 
 class _Stages:
@@ -148,4 +177,4 @@ class _Stages:
             name=name,
             **self.options,
         )
-        return transformer(x, self.context)
+        return transformer(x) if self.context is None else transformer(x, self.context)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import keras
+import numpy as np
 
-from kdiffusion.models.autoencoder_stages import middle, norm_out, resnet
+from kdiffusion.models.autoencoder_stages import blocks, middle, norm_out, resnet
 from kdiffusion.models.base import ArchitectureModel
+from kdiffusion.models.codebook import Codebook
 from kdiffusion.models.layers import Upsample, conv2d
 from kdiffusion.presets import AutoencoderArchitecture
 
@@ -14,13 +16,16 @@ from kdiffusion.presets import AutoencoderArchitecture
 class ImageDecoder(ArchitectureModel):
     """Latents → picture (Rombach et al. 2022, section 3.1).
 
-    Takes the latents as the U-Net makes them and undoes the latent scale itself.
+    Takes the latents as the U-Net makes them, undoes the latent scale itself, and looks the codes
+    up in the codebook if there is one (van den Oord et al. 2017).
 
     Args:
         architecture: `AutoencoderArchitecture`, or a dictionary of its fields.
         initialize: bool, `False` if weights are loaded next.
         dtype: Keras dtype policy, or `None` for the global one.
         name: str or `None`.
+        gradient_checkpointing: bool, whether training keeps only what goes into each residual
+            block and the attention, see `ArchitectureModel`.
 
     Call arguments:
         inputs: (batch, height, width, 4), latents.
@@ -43,10 +48,16 @@ class ImageDecoder(ArchitectureModel):
         inputs = keras.Input(
             (None, None, architecture.latent_channels), name="latents", dtype="float32"
         )
-        scale = 1.0 / architecture.latent_scale
+        has_codebook = architecture.codebook_size is not None
         x = keras.layers.Rescaling(
-            scale, architecture.latent_shift, name="unscale", dtype=options["dtype"]
+            np.divide(1.0, architecture.latent_scale).tolist(),
+            architecture.latent_shift,
+            name="unscale",
+            # What is looked up is not rounded first.
+            dtype="float32" if has_codebook else options["dtype"],
         )(inputs)
+        if has_codebook:
+            x = Codebook(architecture.codebook_size, name="codebook", **options)(x)
         if architecture.post_quant_conv:
             x = conv2d(architecture.latent_channels, 1, "post_quant_conv", **options)(x)
         x = conv2d(architecture.channels[-1], 3, "conv_in", **options)(x)
@@ -59,3 +70,7 @@ class ImageDecoder(ArchitectureModel):
                 x = Upsample(channels, name=f"up_{stage}_upsample", **options)(x)
         x = norm_out(x, architecture, options)
         return inputs, conv2d(architecture.image_channels, 3, "conv_out", **options)(x)
+
+    @staticmethod
+    def blocks(architecture):
+        return blocks("up", architecture)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import math
-
 import keras
+import numpy as np
 from keras import ops
 
-from kdiffusion.models.autoencoder_stages import middle, norm_out, resnet
+from kdiffusion.models.autoencoder_stages import blocks, middle, norm_out, resnet
 from kdiffusion.models.base import ArchitectureModel
 from kdiffusion.models.layers import Downsample, conv2d
 from kdiffusion.presets import AutoencoderArchitecture
+
+# The log-variance of codes that have none: exp(-100) changes no float32.
+_POINT = -200.0
 
 
 @keras.saving.register_keras_serializable(package="kdiffusion")
@@ -24,13 +26,17 @@ class ImageEncoder(ArchitectureModel):
         initialize: bool, `False` if weights are loaded next.
         dtype: Keras dtype policy, or `None` for the global one.
         name: str or `None`.
+        gradient_checkpointing: bool, whether training keeps only what goes into each residual
+            block and the attention, see `ArchitectureModel`.
 
     Call arguments:
         inputs: (batch, height, width, 3) in [-1, 1]; height and width are multiples of the
             downsampling factor.
 
     Returns:
-        Dictionary of `mean` and `logvar`, float32, (batch, height / 8, width / 8, 4).
+        Dictionary of `mean` and `logvar`, float32, (batch, height / 8, width / 8, 4). Of an
+        autoencoder with a codebook, `mean` is the code before it is looked up, and `logvar` so
+        small that no sample differs from it.
 
     Example:
 
@@ -57,13 +63,18 @@ class ImageEncoder(ArchitectureModel):
                     channels, symmetric=False, name=f"down_{level}_downsample", **options
                 )(x)
         x = norm_out(middle(x, architecture, options), architecture, options)
-        moments = 2 * architecture.latent_channels
+        has_variance = architecture.codebook_size is None
+        moments = architecture.latent_channels * (2 if has_variance else 1)
         x = conv2d(moments, 3, "conv_out", **options)(x)
         if architecture.quant_conv:
             x = conv2d(moments, 1, "quant_conv", **options)(x)
         return inputs, LatentDistribution(
-            architecture.latent_scale, architecture.latent_shift, name="distribution"
+            architecture.latent_scale, architecture.latent_shift, has_variance, name="distribution"
         )(x)
+
+    @staticmethod
+    def blocks(architecture):
+        return blocks("down", architecture)
 
 
 @keras.saving.register_keras_serializable(package="kdiffusion")
@@ -71,27 +82,35 @@ class LatentDistribution(keras.layers.Layer):
     """Splits the encoder's moments and scales them: latents = (code - shift) * scale.
 
     Args:
-        scale: float, the latent scale.
-        shift: float, the latent shift.
+        scale: float, the latent scale; or a sequence of one for each channel.
+        shift: float or such a sequence, the latent shift.
+        has_variance: bool, whether the inputs hold means and log-variances, or means only.
     """
 
-    def __init__(self, scale, shift=0.0, **kwargs):
+    def __init__(self, scale, shift=0.0, has_variance=True, **kwargs):
         super().__init__(dtype="float32", **{k: v for k, v in kwargs.items() if k != "dtype"})
         self.scale = scale
         self.shift = shift
+        self.has_variance = has_variance
 
     def call(self, inputs):
+        shift, scale = np.float32(self.shift), np.float32(self.scale)
+        if not self.has_variance:
+            mean = (inputs - shift) * scale
+            return {"mean": mean, "logvar": ops.full_like(mean, _POINT)}
         mean, logvar = ops.split(inputs, 2, axis=-1)
         # The bounds are the original implementation's; they act before the scaling.
         logvar = ops.clip(logvar, -30.0, 20.0)
         return {
-            "mean": (mean - self.shift) * self.scale,
-            "logvar": logvar + 2.0 * math.log(self.scale),
+            "mean": (mean - shift) * scale,
+            "logvar": logvar + np.float32(2.0 * np.log(self.scale)),
         }
 
     def compute_output_spec(self, inputs):
-        shape = (*inputs.shape[:-1], inputs.shape[-1] // 2)
+        channels = inputs.shape[-1] // 2 if self.has_variance else inputs.shape[-1]
+        shape = (*inputs.shape[:-1], channels)
         return {name: keras.KerasTensor(shape, dtype="float32") for name in ("mean", "logvar")}
 
     def get_config(self):
-        return {**super().get_config(), "scale": self.scale, "shift": self.shift}
+        config = {"scale": self.scale, "shift": self.shift, "has_variance": self.has_variance}
+        return {**super().get_config(), **config}

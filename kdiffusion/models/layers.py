@@ -179,6 +179,39 @@ class TimeEmbedding(Block):
 
 
 @_serializable
+class LabelEmbedding(Block):
+    """Adds the embedding of a class to that of the timestep (Dhariwal & Nichol 2021, section 6).
+
+    Args:
+        num_classes: int, number of classes; the label `num_classes` stands for no class.
+    """
+
+    def __init__(self, num_classes, **kwargs):
+        # Labels above 256 have no exact bfloat16.
+        super().__init__(autocast=False, **kwargs)
+        self.num_classes = num_classes
+
+    def build(self, label_shape, time_shape):
+        self.table = self.add_weight(
+            shape=(self.num_classes + 1, time_shape[-1]),
+            initializer=self.kernel_initializer,
+            name="table",
+        )
+
+    def call(self, label, time):
+        rows = ops.take(ops.convert_to_tensor(self.table), ops.cast(label, "int32"), axis=0)
+        return time + ops.cast(rows, time.dtype)
+
+    def compute_output_shape(self, label_shape, time_shape):
+        return time_shape
+
+    def get_config(self):
+        config = super().get_config()
+        config.pop("autocast", None)
+        return {**config, "num_classes": self.num_classes}
+
+
+@_serializable
 class ResnetBlock(Block):
     """Residual block of two convolutions; with a time embedding in the U-Net, without elsewhere.
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import keras
 from keras import ops
 
-from kdiffusion.models.attention import Attention
 from kdiffusion.models.base import ArchitectureModel
+from kdiffusion.models.encoder_layer import EncoderLayer
 from kdiffusion.models.layers import Block, LayerNorm
 from kdiffusion.presets import TextEncoderArchitecture
 
@@ -22,6 +22,8 @@ class TextEncoder(ArchitectureModel):
         initialize: bool, `False` if weights are loaded next.
         dtype: Keras dtype policy, or `None` for the global one.
         name: str or `None`.
+        gradient_checkpointing: bool, whether training keeps only what goes into each layer, see
+            `ArchitectureModel`.
 
     Call arguments:
         inputs: (batch, tokens) int32, at most `max_length` tokens.
@@ -52,11 +54,12 @@ class TextEncoder(ArchitectureModel):
             **options,
         )(inputs)
         for index in range(architecture.depth):
-            x = TextEncoderLayer(
+            x = EncoderLayer(
                 architecture.num_heads,
                 architecture.mlp_width,
                 architecture.activation,
                 architecture.epsilon,
+                causal=True,
                 name=f"layer_{index}",
                 **options,
             )(x)
@@ -67,6 +70,10 @@ class TextEncoder(ArchitectureModel):
                 architecture.projection_width, use_bias=False, name="projection", **options
             )(pooled)
         return inputs, {"context": x, "pooled": pooled}
+
+    @staticmethod
+    def blocks(architecture):
+        return [f"layer_{index}" for index in range(architecture.depth)]
 
     def call(self, inputs, training=None, mask=None, skip_layers=0):
         if skip_layers == 0:
@@ -124,68 +131,6 @@ class TokenEmbedding(Block):
             "vocabulary_size": self.vocabulary_size,
             "max_length": self.max_length,
             "width": self.width,
-        }
-        return {**super().get_config(), **config}
-
-
-@_serializable
-class TextEncoderLayer(Block):
-    """Pre-normalized causal self-attention and perceptron, each with a residual.
-
-    Args:
-        num_heads: int.
-        mlp_width: int, width of the hidden layer.
-        activation: `"quick_gelu"` (x * sigmoid(1.702 x), Hendrycks & Gimpel 2016) or `"gelu"`,
-            exact.
-        epsilon: float, epsilon of both normalizations.
-    """
-
-    def __init__(self, num_heads, mlp_width, activation, epsilon=1e-5, **kwargs):
-        super().__init__(**kwargs)
-        self.num_heads = num_heads
-        self.mlp_width = mlp_width
-        self.activation = activation
-        self.epsilon = epsilon
-
-    def build(self, inputs_shape):
-        width = inputs_shape[-1]
-        self.norm1 = self.layer_norm("norm1", self.epsilon)
-        self.norm1.build(inputs_shape)
-        self.attention = Attention(
-            width,
-            self.num_heads,
-            use_bias=True,
-            causal=True,
-            kernel_initializer=self.kernel_initializer,
-            dtype=self.dtype_policy,
-            name="attention",
-        )
-        self.attention.build(inputs_shape)
-        self.norm2 = self.layer_norm("norm2", self.epsilon)
-        self.norm2.build(inputs_shape)
-        self.fc1 = self.dense(self.mlp_width, "fc1")
-        self.fc1.build(inputs_shape)
-        self.fc2 = self.dense(width, "fc2")
-        self.fc2.build((*inputs_shape[:-1], self.mlp_width))
-
-    def call(self, inputs):
-        x = inputs + self.attention(self.norm1(inputs))
-        hidden = self.fc1(self.norm2(x))
-        if self.activation == "quick_gelu":
-            hidden = hidden * ops.sigmoid(1.702 * hidden)
-        else:
-            hidden = ops.gelu(hidden, approximate=False)
-        return x + self.fc2(hidden)
-
-    def compute_output_shape(self, inputs_shape):
-        return inputs_shape
-
-    def get_config(self):
-        config = {
-            "num_heads": self.num_heads,
-            "mlp_width": self.mlp_width,
-            "activation": self.activation,
-            "epsilon": self.epsilon,
         }
         return {**super().get_config(), **config}
 

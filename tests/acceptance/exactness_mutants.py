@@ -10,8 +10,8 @@ from keras import ops
 
 from kdiffusion.models import attention
 from kdiffusion.models.attention import SpatialTransformer
+from kdiffusion.models.encoder_layer import EncoderLayer
 from kdiffusion.models.layers import Downsample, GroupNorm, TimeEmbedding
-from kdiffusion.models.text_encoder import TextEncoderLayer
 
 
 @contextmanager
@@ -39,7 +39,7 @@ def epsilon(network, in_transformers, value):
 
 def other_activation(pipeline):
     """GELU for quick GELU and the other way round."""
-    layers = [x for x in pipeline.text_encoder.layers if isinstance(x, TextEncoderLayer)]
+    layers = [x for x in pipeline.text_encoder.layers if isinstance(x, EncoderLayer)]
     other = {"gelu": "quick_gelu", "quick_gelu": "gelu"}
     return attributes(layers, "activation", other.get)
 

@@ -16,6 +16,7 @@ UNET = {
     "mid_depth": 1,
     "num_heads": (8, 8),
     "context_width": 768,
+    "num_classes": None,
     "linear_projection": False,
     "num_groups": 32,
     "epsilon": 1e-5,
@@ -31,6 +32,7 @@ VAE = {
     "mid_attention": True,
     "quant_conv": True,
     "post_quant_conv": True,
+    "codebook_size": None,
 }
 TEXT = {
     "vocabulary_size": 80,

@@ -12,6 +12,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from weights_conversion import (
     DiffusersFolder,
+    autoencoder_configs,
     configs,
     layouts,
     read,
@@ -52,6 +53,9 @@ UNETS = {
         "down_block_types": ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
         "up_block_types": ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
     },
+    "unconditional": UNET | {"cross_attention_dim": [8, 16]},
+    "classes": UNET | {"cross_attention_dim": [8, 16], "num_class_embeds": 6},
+    "classes and text": UNET | {"num_class_embeds": 6},
     "one level": UNET
     | {
         "block_out_channels": (8,),
@@ -72,6 +76,7 @@ VAES = {
     | {"mid_block_add_attention": False, "use_quant_conv": False, "use_post_quant_conv": False},
     "grey": VAE | {"in_channels": 1, "out_channels": 1, "latent_channels": 3},
 }
+VQ = VAE | {"latent_channels": 3, "num_vq_embeddings": 7}
 TEXT = {
     "vocab_size": 20,
     "hidden_size": 8,
@@ -98,6 +103,13 @@ SD_VAE = {
     "up_block_types": ("UpDecoderBlock2D",) * 4,
     "layers_per_block": 2,
 }
+VQ_F4 = {
+    "block_out_channels": (128, 256, 512),
+    "down_block_types": ("DownEncoderBlock2D",) * 3,
+    "up_block_types": ("UpDecoderBlock2D",) * 3,
+    "layers_per_block": 2,
+    "num_vq_embeddings": 8192,
+}
 CLIP_L = {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12}
 OPEN_CLIP_H = {
     "hidden_size": 1024,
@@ -116,6 +128,10 @@ def vae(options):
     return diffusers.AutoencoderKL(**options)
 
 
+def vq(options):
+    return diffusers.VQModel(**options)
+
+
 def text(options):
     return CLIPTextModel(CLIPTextConfig(**options))
 
@@ -127,6 +143,7 @@ def text_with_projection(options):
 TINY = {
     **{f"unet {name}": (unet, options) for name, options in UNETS.items()},
     **{f"vae {name}": (vae, options) for name, options in VAES.items()},
+    "vq": (vq, VQ),
     "text CLIP": (text, TEXT),
     "text OpenCLIP": (text, TEXT | {"hidden_act": "gelu"}),
     "text projected": (text_with_projection, TEXT | {"hidden_act": "gelu"}),
@@ -136,6 +153,7 @@ FULL_SIZE = {
     "unet SD1 inpaint": (unet, SD1_UNET | {"in_channels": 9}),
     "unet SD2": (unet, SD2_UNET),
     "vae SD": (vae, SD_VAE),
+    "vq f4": (vq, VQ_F4),
     "text CLIP-L": (text, CLIP_L),
     "text OpenCLIP-H": (text, OPEN_CLIP_H),
 }
@@ -164,6 +182,7 @@ def tables_of(config):
     kinds = {
         "UNet2DConditionModel": (configs.diffusion_model_fields, ["diffusion_model"]),
         "AutoencoderKL": (configs.autoencoder_fields, ["image_encoder", "image_decoder"]),
+        "VQModel": (configs.autoencoder_fields, ["image_encoder", "image_decoder"]),
         None: (configs.text_encoder_fields, ["text_encoder"]),
     }
     to_fields, names = kinds[config.get("_class_name")]
@@ -253,7 +272,7 @@ def test_there_and_back(tmp_path, case):
         torch.testing.assert_close(loaded.state_dict()[name], tensor, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("case", ["unet SD2", "vae SD", "text CLIP"])
+@pytest.mark.parametrize("case", ["unet SD2", "vae SD", "vq", "text CLIP"])
 def test_the_written_config_computes_the_same(tmp_path, case):
     make, options = TINY[case]
     model = made(make, options)
@@ -435,11 +454,14 @@ def defaults_of(function):
             configs._UNET_NEUTRAL,
             configs._UNET_WITHOUT_EFFECT,
         ),
-        (
-            diffusers.AutoencoderKL,
-            configs._AUTOENCODER_DEFAULTS,
-            configs._AUTOENCODER_NEUTRAL,
-            configs._AUTOENCODER_WITHOUT_EFFECT,
+        *(
+            (
+                getattr(diffusers, name),
+                autoencoder_configs._DEFAULTS[name],
+                autoencoder_configs._NEUTRAL[name],
+                autoencoder_configs._WITHOUT_EFFECT,
+            )
+            for name in autoencoder_configs._DEFAULTS
         ),
     ],
 )

@@ -14,6 +14,7 @@ from typing import Any
 
 from weights_conversion.names.autoencoder import image_decoder, image_encoder
 from weights_conversion.names.diffusion_model import diffusion_model
+from weights_conversion.names.image_tower import image_tower
 from weights_conversion.names.table import DIALECTS, Row, Stored
 from weights_conversion.names.text_encoder import text_encoder
 
@@ -24,6 +25,7 @@ KINDS = {
     "image_encoder": image_encoder,
     "image_decoder": image_decoder,
     "diffusion_model": diffusion_model,
+    "image_tower": image_tower,
 }
 
 
@@ -31,7 +33,7 @@ def rows(kind: str, fields: Mapping[str, Any]) -> tuple[Row, ...]:
     """Returns the name table of a model.
 
     Args:
-        kind: "text_encoder", "image_encoder", "image_decoder" or "diffusion_model".
+        kind: "text_encoder", "image_encoder", "image_decoder", "diffusion_model" or "image_tower".
         fields: the architecture, as `configs` gives it; "image_encoder" and "image_decoder" both
             take the autoencoder's. The text encoder's activation tells which family the CompVis
             names follow: "quick_gelu" is CLIP in transformers' names, "gelu" is OpenCLIP.

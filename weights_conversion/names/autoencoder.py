@@ -1,7 +1,7 @@
 """The names of the autoencoder's two models, the image encoder and the image decoder.
 
-Sources: `diffusionmodules/model.py` of CompVis/stable-diffusion, `autoencoder_kl.py` and `vae.py`
-of huggingface/diffusers.
+Sources: `diffusionmodules/model.py` of CompVis/stable-diffusion, `autoencoder_kl.py`,
+`vq_model.py` and `vae.py` of huggingface/diffusers.
 """
 
 from __future__ import annotations
@@ -21,6 +21,14 @@ DECODER = (
     ("conv_in", "decoder.conv_in", "decoder.conv_in", "conv3 latent last"),
     ("norm_out", "decoder.norm_out", "decoder.conv_norm_out", "norm first"),
     ("conv_out", "decoder.conv_out", "decoder.conv_out", "conv3 first image"),
+)
+CODEBOOK = (
+    (
+        "codebook/embedding",
+        "quantize.embedding",
+        "quantize.embedding",
+        "table codebook latent",
+    ),
 )
 POST_QUANT_CONV = (
     ("post_quant_conv", "post_quant_conv", "post_quant_conv", "conv1 latent latent"),
@@ -82,6 +90,8 @@ def image_decoder(fields: Mapping[str, Any]) -> Iterator[Row]:
         if i < last:
             place = root.at(f"{up}_upsample", f"{compvis}.upsample", f"{theirs}.upsamplers.0")
             yield from layers(place, RESAMPLE, width=width)
+    if fields["codebook_size"] is not None:
+        yield from layers(root, CODEBOOK, **sizes)
     if fields["post_quant_conv"]:
         yield from layers(root, POST_QUANT_CONV, **sizes)
 
@@ -97,11 +107,13 @@ def _middle(root: Place, side: str, fields: Mapping[str, Any]) -> Iterator[Row]:
         yield from layers(place, ATTENTION, width=width)
 
 
-def _sizes(fields: Mapping[str, Any]) -> dict[str, int]:
+def _sizes(fields: Mapping[str, Any]) -> dict[str, Any]:
+    codebook, latent = fields["codebook_size"], fields["latent_channels"]
     return {
         "image": fields["image_channels"],
-        "latent": fields["latent_channels"],
-        "moments": 2 * fields["latent_channels"],  # mean and logvar
+        "latent": latent,
+        "moments": 2 * latent if codebook is None else latent,  # mean and logvar, or the code
+        "codebook": codebook,
         "first": fields["channels"][0],
         "last": fields["channels"][-1],
     }

@@ -18,6 +18,7 @@ DIFFUSION_MODEL = (  # kdiffusion, CompVis, diffusers, layer
     ("norm_out", "out.0", "conv_norm_out", "norm first"),
     ("conv_out", "out.2", "conv_out", "conv3 first outputs"),
 )
+LABEL_EMBEDDING = (("label_embedding/table", "label_emb", "class_embedding", "table labels time"),)
 RESNET = (
     ("norm1", "in_layers.0", "norm1", "norm inputs"),
     ("conv1", "in_layers.2", "conv1", "conv3 inputs outputs"),
@@ -56,6 +57,9 @@ def diffusion_model(fields: Mapping[str, Any]) -> Iterator[Row]:
     first = fields["channels"][0]
     sizes = {"inputs": fields["in_channels"], "outputs": fields["out_channels"]}
     yield from layers(root, DIFFUSION_MODEL, first=first, time=4 * first, **sizes)
+    if fields["num_classes"] is not None:
+        labels = fields["num_classes"] + 1  # the last one stands for no class
+        yield from layers(root, LABEL_EMBEDDING, labels=labels, time=4 * first)
     yield from _down(root, fields)
     yield from _middle(root, fields)
     yield from _up(root, fields)
@@ -136,7 +140,7 @@ def _transformer(place: Place, fields: Mapping[str, Any], width: int, depth: int
             place.at(f"block_{d}", block, block),
             TRANSFORMER_BLOCK,
             width=width,
-            context=fields["context_width"],
+            context=fields["context_width"] or width,  # without a text, to its own tokens
             gated=8 * width,  # values and gates of 4·width hidden units
             hidden=4 * width,
         )

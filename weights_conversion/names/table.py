@@ -48,7 +48,9 @@ _VARIABLES = {  # kind of layer: its kdiffusion variables, the kernel first
     "pointwise": ("kernel", "bias"),
     "conv1": ("kernel", "bias"),
     "conv3": ("kernel", "bias"),
+    "patches": ("kernel",),
     "table": ("",),
+    "bare": ("",),
 }
 _FORMS = {  # form in a file: the end of the tensor's name and its layout, for each variable
     "norm": ((".weight", "keep"), (".bias", "keep")),
@@ -57,6 +59,7 @@ _FORMS = {  # form in a file: the end of the tensor's name and its layout, for e
     "pointwise": ((".weight", "pointwise"), (".bias", "keep")),
     "conv1": ((".weight", "conv"), (".bias", "keep")),
     "conv3": ((".weight", "conv"), (".bias", "keep")),
+    "patches": ((".weight", "conv"),),  # a convolution without bias; its window comes first
     "table": ((".weight", "keep"),),
     "bare": (("", "keep"),),  # a parameter without a module of its own
     "stack0": (("_weight", "dense[0]"), ("_bias", "keep[0]")),

@@ -1,0 +1,136 @@
+"""`kdiffusion train`: a model from pictures, in a folder that a run can be resumed from."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+from kdiffusion import __version__
+from kdiffusion.cli.messages import log, silent_import
+from kdiffusion.cli.options import TRAIN
+
+_CONFIG = "config.json"
+_MODEL = "model"
+_STAGE, _OLD = ".model.partial", ".model.old"
+
+# Where the options stand in a configuration.
+_PLACES = {
+    "preset": ("preset",),
+    "data": ("data", "folder"),
+    "height": ("data", "height"),
+    "width": ("data", "width"),
+    "cache": ("data", "cache"),
+    "steps": ("steps",),
+    "batch_size": ("loop", "batch_size"),
+    "accumulation": ("loop", "accumulation"),
+    "learning_rate": ("optimizer", "learning_rate"),
+    "seed": ("seed",),
+    "dtype": ("dtype",),
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Say what the command understands."""
+    parser.description = "Train a model from pictures, and write it in diffusers' layout."
+    parser.set_defaults(run=run, usage_error=parser.error)
+    for title, options in TRAIN.items():
+        group = parser.add_argument_group(title)
+        for name, settings in options.items():
+            group.add_argument(name, **settings)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Train, then write the model and print its folder."""
+    if not arguments.resume:
+        _check_unused(arguments.output)
+    with contextlib.redirect_stdout(sys.stderr):  # the progress is no result
+        _train(arguments)
+    print(arguments.output / _MODEL)
+
+
+def _check_unused(folder: Path) -> None:
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise FileExistsError(
+            f"{str(folder)!r} holds a run or something else already: go on with it by --resume, or "
+            "choose another folder"
+        )
+
+
+def _train(arguments):
+    with silent_import():
+        from kdiffusion.training.loop import Loop
+        from kdiffusion.training.recipes import make_run
+
+    configuration = _configuration(arguments)
+    made = make_run(configuration, None if arguments.quiet else _progress)
+    folder = arguments.output
+    if not (folder / _CONFIG).exists():
+        _write_configuration(folder, arguments.kind, made.configuration)
+    with _ahead(made.data) as data:
+        loop = Loop(made.trainer, made.optimizer, data, folder, made.configuration.loop)
+        loop.run(made.configuration.steps)
+    with loop.averages.applied():
+        _save(made.trainer, folder)
+    _write_configuration(folder, arguments.kind, made.configuration)
+
+
+def _ahead(data):
+    from kdiffusion.training.data import Prefetch
+
+    return Prefetch(data)
+
+
+def _configuration(arguments) -> Any:
+    """The file's settings, or those of the run to be resumed, and the options over them."""
+    from kdiffusion.training.configuration import load, resolve
+
+    stored = arguments.output / _CONFIG
+    path = arguments.config or (stored if arguments.resume and stored.exists() else None)
+    values = {} if path is None else load(path)
+    kind = values.pop("kind", arguments.kind)
+    values.pop("version", None)
+    if kind != arguments.kind:
+        raise ValueError(f"{str(path)!r} is the configuration of a run of {kind!r}")
+    options: dict[str, Any] = {"loop": {"verbose": not arguments.quiet}}
+    for name, place in _PLACES.items():
+        value = getattr(arguments, name)
+        if value is not None:
+            *outer, last = place
+            target = options
+            for key in outer:
+                target = target.setdefault(key, {})
+            target[last] = str(value) if isinstance(value, Path) else value
+    return resolve(kind, values, options)
+
+
+def _write_configuration(folder: Path, kind: str, configuration: Any) -> None:
+    """Say what the run was made of, beside its checkpoints."""
+    folder.mkdir(parents=True, exist_ok=True)
+    values = {"kind": kind, "version": __version__, **configuration.fields}
+    stage = folder / f".{_CONFIG}.partial"
+    stage.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    stage.replace(folder / _CONFIG)
+
+
+def _save(trainer, folder: Path) -> None:
+    """Write the trained model, in place of one that an earlier part of the run has left."""
+    for leftover in (folder / _STAGE, folder / _OLD):
+        shutil.rmtree(leftover, ignore_errors=True)
+    trainer.save(folder / _STAGE)
+    if (folder / _MODEL).exists():
+        (folder / _MODEL).rename(folder / _OLD)
+    (folder / _STAGE).rename(folder / _MODEL)
+    shutil.rmtree(folder / _OLD, ignore_errors=True)
+
+
+def _progress(done: int, total: int) -> None:
+    end = "\n" if done == total else ""
+    if sys.stderr.isatty():
+        print(f"\rcaching {done}/{total}\x1b[K", end=end, file=sys.stderr, flush=True)
+    elif end:
+        log(f"cached {total}")

@@ -1,0 +1,73 @@
+"""What all drawing methods share: a start and settings in, latents out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from kdiffusion import generation
+from kdiffusion.components import Components
+from kdiffusion.generation import Run
+from kdiffusion.noise import NoiseStream
+from kdiffusion.sampling.guidance import Guidance
+from kdiffusion.settings import Settings
+from kdiffusion.starts import Start
+
+
+def denoised(
+    components: Components,
+    inputs: dict[str, np.ndarray],
+    negatives: Callable[[], dict[str, np.ndarray]],
+    settings: Settings,
+    streams: Sequence[NoiseStream],
+    start: Start,
+) -> np.ndarray:
+    """Draw latents.
+
+    Args:
+        components: the model.
+        inputs: dictionary of what the network is given of each image: `context`, `label`, or
+            nothing.
+        negatives: function that gives the same of what guidance moves away from; it is called
+            only if there is guidance.
+        settings: `Settings`.
+        streams: a noise stream for each image.
+        start: `Start`.
+
+    Returns:
+        (batch, height, width, channels) float32.
+
+    Raises:
+        ValueError: For a setting out of range, or if the latents are not finite.
+    """
+    count = len(streams)
+    tables = settings.tables(
+        count, components.schedule, components._source.sampling(), start.strength
+    )
+    guidance = settings.guidance or Guidance()
+    scales = settings.scales(count)
+    given = dict(inputs)
+    if start.conditioning is not None:
+        given["conditioning"] = start.conditioning
+    guided = {}
+    if scales.max() > 1.0:
+        first = {**given, **negatives()}
+        guided = {name: np.concatenate([first[name], value]) for name, value in given.items()}
+        guided["guidance_rescale"] = np.full(count, guidance.rescale, np.float32)
+    run = Run(
+        tables,
+        start.latents(tables),
+        {**given, **start.constraint},
+        {**guided, **start.constraint},
+        scales,
+        guidance,
+        streams,
+    )
+    return generation.sample(
+        components._denoise_program,
+        components.diffusion_model,
+        run,
+        settings.watcher(),
+        settings.resume,
+    )
