@@ -27,10 +27,12 @@ def describe() -> dict[str, str]:
     """Processor, accelerator and the versions of what runs on them."""
     information = Path("/proc/cpuinfo").read_text("utf-8")
     model = re.search(r"^model name\s*:\s*(.*)$", information, re.MULTILINE)
-    flags = [flag for flag in ("avx512_bf16", "amx_bf16") if re.search(rf"\b{flag}\b", information)]
+    kinds = ("avx512_bf16", "amx_bf16")
+    flags = [flag for flag in kinds if re.search(rf"\b{flag}\b", information)]
     processor = model[1] if model else "unknown"
+    cores = len(os.sched_getaffinity(0))
     return {
-        "processor": f"{len(os.sched_getaffinity(0))} x {processor} ({', '.join(flags) or 'no bf16'})",
+        "processor": f"{cores} x {processor} ({', '.join(flags) or 'no bf16'})",
         "accelerator": accelerator() or "none",
         "packages": ", ".join(f"{name} {_version(name)}" for name in _PACKAGES),
     }

@@ -21,7 +21,13 @@ class Failed(Exception):
 class Process:
     """A peer's process; it starts at once and waits, without using the processor, for its turn."""
 
-    def __init__(self, peer: str, folder: Path, dtype: str, variables: Mapping[str, str] = MappingProxyType({})):
+    def __init__(
+        self,
+        peer: str,
+        folder: Path,
+        dtype: str,
+        variables: Mapping[str, str] = MappingProxyType({}),
+    ):
         self.peer = peer
         self.log = tempfile.TemporaryFile("w+")
         self.process = subprocess.Popen(

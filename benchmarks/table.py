@@ -23,7 +23,7 @@ def markdown(results: Sequence[Result]) -> str:
         for measure, side in _distinct((row.measure, row.side) for row in rows):
             cells = {r.peer: r for r in rows if (r.measure, r.side) == (measure, side)}
             rounds = max(len(row.values) for row in cells.values())
-            texts = [_cell(cells[peer], peer == peers[0]) if peer in cells else "" for peer in peers]
+            texts = [_cell(cells[p], p == peers[0]) if p in cells else "" for p in peers]
             lines.append(_line([MEASURES[measure], str(side), str(rounds), *texts]))
         parts.append("\n".join(lines))
     failed = [result for result in results if result.reason]

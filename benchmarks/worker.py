@@ -1,7 +1,7 @@
 """The side of a peer: a process that does what it is told, a line at a time.
 
-Requests and answers are JSON, one a line: `["load"]`, `["prepare", method, arguments]` and `["run"]`
-answer seconds, `["memory"]` the highest resident memory so far, in bytes.
+Requests and answers are JSON, one a line: `["load"]`, `["prepare", method, arguments]` and
+`["run"]` answer seconds, `["memory"]` the highest resident memory so far, in bytes.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ class Worker:
     """A peer and the function that is measured now."""
 
     def __init__(self, name, folder, dtype):
-        self.peer = importlib.import_module(f"benchmarks.peers.{PEERS[name].module}").Peer(folder, dtype)
+        module = importlib.import_module(f"benchmarks.peers.{PEERS[name].module}")
+        self.peer = module.Peer(folder, dtype)
         self.function = None
 
     def load(self):

@@ -3,10 +3,10 @@
 `Peer(folder, dtype)` imports and reads nothing yet but its framework; it has
 
 - `load()`: reads or makes all that a picture needs;
-- `network(side)`, `guided(side)`, `decode(side)`, `picture(side, num_steps)`: each returns a function
-  without arguments that computes one network call of one latent, one guided step, one decoded
-  picture, or a whole picture from a prompt. It returns a NumPy array, so it has ended when it returns;
-  `side` is the picture's, in pixels.
+- `network(side)`, `guided(side)`, `decode(side)`, `picture(side, num_steps)`: each returns a
+  function without arguments that computes one network call of one latent, one guided step, one
+  decoded picture, or a whole picture from a prompt. It returns a NumPy array, so it has ended when
+  it returns; `side` is the picture's, in pixels.
 
 A method that a peer cannot offer raises `Unavailable` with the reason, which the table then names.
 """
