@@ -82,7 +82,8 @@ CHILD = """
 import sys, warnings, jax, jax.numpy as jnp
 from jax import monitoring
 hits = []
-monitoring.register_event_listener(lambda name, **_: hits.append(name) if "cache_hits" in name else 0)
+listen = lambda name, **_: hits.append(name) if "cache_hits" in name else None
+monitoring.register_event_listener(listen)
 from kdiffusion import backend
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 function = backend.compile_function(lambda x: jnp.sin(x) @ x, True)
