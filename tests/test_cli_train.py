@@ -153,7 +153,11 @@ def test_a_model_of_texts_from_an_autoencoder_and_a_clip_of_its_own():
         ({"preset": "random-tiny", "model": {"diffusion_model": PIXELS}}, "Received: both"),
         ({"preset": "nowhere"}, "`preset` must be a known name"),
         ({"model": {"diffusion_model": {"channels": [8]}}}, "`depths` needs one value for each"),
-        ({"model": {"diffusion_model": NETWORK}}, "give `model.autoencoder` too"),
+        ({"model": {"diffusion_model": NETWORK}}, "context_width=768 and no text_encoder"),
+        (
+            {"model": {"diffusion_model": NETWORK, "text_encoder": "clip"}},
+            "model: A model of texts draws latents: give `autoencoder` too",
+        ),
         ({"model": {"diffusion_model": PIXELS | {"num_classes": 3}}}, "num_classes=4"),
         ({"model": {"diffusion_model": PIXELS}, "data": {"cache": "c"}}, "nothing to cache"),
         ({"preset": "random-tiny", "data": {"folder": None}}, "give the folder of the pictures"),
