@@ -102,7 +102,7 @@ def test_a_new_model_of_classes_is_trained_resumed_and_drawn_from(capsys):
 
 
 def test_a_preset_goes_on_with_cached_latents_and_texts(capsys):
-    values = {"data": {"folder": "data", "height": 16, "width": 16}, "loop": LOOP, "steps": 2}
+    values = {"data": {"folder": "data", "height": 32, "width": 32}, "loop": LOOP, "steps": 2}
     options = ("--preset", "random-tiny", "--cache", "cache", "--learning-rate", "1e-5")
     assert train("diffusion", *options, **values) == cli.OK
     out, err = capsys.readouterr()
@@ -111,8 +111,8 @@ def test_a_preset_goes_on_with_cached_latents_and_texts(capsys):
     made = json.loads(Path("run/config.json").read_text())
     assert (made["preset"], made["optimizer"]["learning_rate"]) == ("random-tiny", 1e-5)
     draw = ["generate", "a red square", "--preset", "run/model", "--steps", "2", "--seed", "1"]
-    assert cli.main([*draw, "--height", "16", "--width", "16"]) == cli.OK
-    assert size("a-red-square-1.png") == (16, 16)
+    assert cli.main(draw) == cli.OK
+    assert size("a-red-square-1.png") == (32, 32)
 
 
 def test_a_model_of_texts_from_an_autoencoder_and_a_clip_of_its_own():
@@ -153,7 +153,11 @@ def test_a_model_of_texts_from_an_autoencoder_and_a_clip_of_its_own():
         ({"preset": "random-tiny", "model": {"diffusion_model": PIXELS}}, "Received: both"),
         ({"preset": "nowhere"}, "`preset` must be a known name"),
         ({"model": {"diffusion_model": {"channels": [8]}}}, "`depths` needs one value for each"),
-        ({"model": {"diffusion_model": NETWORK}}, "give `model.autoencoder` too"),
+        ({"model": {"diffusion_model": NETWORK}}, "context_width=768 and no text_encoder"),
+        (
+            {"model": {"diffusion_model": NETWORK, "text_encoder": "clip"}},
+            "model: A model of texts draws latents: give `autoencoder` too",
+        ),
         ({"model": {"diffusion_model": PIXELS | {"num_classes": 3}}}, "num_classes=4"),
         ({"model": {"diffusion_model": PIXELS}, "data": {"cache": "c"}}, "nothing to cache"),
         ({"preset": "random-tiny", "data": {"folder": None}}, "give the folder of the pictures"),

@@ -120,6 +120,18 @@ class DiffusionParts:
     text_encoder: TextEncoderArchitecture | str | None = None
     tokenizer: str = "byte_level"
 
+    def __post_init__(self):
+        width = self.diffusion_model.context_width
+        if (width is None) != (self.text_encoder is None):
+            raise ValueError(
+                "A model of texts needs `text_encoder` and a `context_width` of its width in "
+                "`diffusion_model`; one without texts the `context_width` null and no "
+                f"`text_encoder`. Received: context_width={width} and "
+                f"{'no' if self.text_encoder is None else 'a'} text_encoder"
+            )
+        if width is not None and self.autoencoder is None:
+            raise ValueError("A model of texts draws latents: give `autoencoder` too.")
+
 
 @dataclass(frozen=True)
 class CLIPParts:

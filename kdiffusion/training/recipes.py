@@ -193,8 +193,6 @@ def _diffusion_model(configuration) -> Components:
     if parts.text_encoder is None:
         model_class = PixelDiffusion if parts.autoencoder is None else LatentDiffusion
         return model_class.from_parts(models, parts.schedule, size)
-    if parts.autoencoder is None:
-        raise ValueError("A model of texts draws latents: give `model.autoencoder` too.")
     models["text_encoder"], tokenizer = _text_encoder(parts, configuration)
     return StableDiffusion.from_parts(models, parts.schedule, size, tokenizer=tokenizer)
 
@@ -378,13 +376,17 @@ def _layer(values):
     # Layers tell ranges by tuples, and JSON has lists alone.
     arguments = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
     name = arguments.pop("layer", None)
-    layer_class: Any = vars(layers).get(name) if isinstance(name, str) else None
-    if not inspect.isclass(layer_class) or not issubclass(layer_class, keras.layers.Layer):
+    classes: dict[Any, Any] = {
+        key: value
+        for key, value in vars(layers).items()
+        if inspect.isclass(value) and issubclass(value, keras.layers.Layer)
+    }
+    if str(name) not in classes:
         raise ValueError(
             "data.augmentation: each item needs `layer`, the name of a layer in keras_cv.layers "
             f"such as 'RandomContrast'. Received: {name!r}"
         )
     try:
-        return layer_class(**arguments, dtype="float32")
+        return classes[name](**arguments, dtype="float32")
     except (TypeError, ValueError) as error:
         raise ValueError(f"data.augmentation, {name}: {error}") from error

@@ -9,6 +9,7 @@ must say what to do.
 import contextlib
 import os
 import resource
+import shutil
 import signal
 import sys
 import tempfile
@@ -42,11 +43,16 @@ def main():
     sys.exit(bool(failures))
 
 
-def train(say, folder, steps, data=None, **settings):
-    """Train, and tell of warnings."""
+@contextlib.contextmanager
+def telling_warnings(say):
     with warnings.catch_warnings():
         warnings.simplefilter("always")
         warnings.showwarning = lambda message, *_: say(f"warning {message}")
+        yield
+
+
+def train(say, folder, steps, data=None, **settings):
+    with telling_warnings(say):
         tiny_loop(folder, say, data, **{"save_every": 2, **settings}).run(steps)
 
 
@@ -96,10 +102,8 @@ def check_disk_full_before_the_save(folder):
     begin(folder)
 
     def limited(say):
-        usage = checkpoints.check_space.__globals__["shutil"].disk_usage
-        checkpoints.check_space.__globals__["shutil"].disk_usage = lambda path: usage(
-            path
-        )._replace(free=1000)
+        usage = shutil.disk_usage(folder)._replace(free=1000)
+        shutil.disk_usage = lambda path: usage
         train(say, folder, 10)
 
     return survives(folder, Run(limited), 4)
@@ -107,22 +111,19 @@ def check_disk_full_before_the_save(folder):
 
 def check_read_only_folder(folder):
     begin(folder)
+    for path in (folder, *folder.rglob("*")):
+        os.chmod(path, 0o777 if path.is_dir() else 0o666)
 
     def limited(say):
         loop = tiny_loop(folder, say, save_every=2)
         loop.run(4)
         os.chmod(folder, 0o555)
-        if os.getuid() == 0:
+        if os.getuid() == 0:  # who may write everywhere
             os.setgid(NOBODY)
             os.setuid(NOBODY)
-        with warnings.catch_warnings():
-            warnings.simplefilter("always")
-            warnings.showwarning = lambda message, *_: say(f"warning {message}")
-            os.open = os.open
+        with telling_warnings(say):
             loop.run(10)
 
-    for path in (folder, *folder.rglob("*")):
-        os.chmod(path, 0o777 if path.is_dir() else 0o666)
     result = survives(folder, Run(limited), 4)
     os.chmod(folder, 0o777)
     return result
@@ -281,5 +282,4 @@ CHECKS = (
 )
 
 if __name__ == "__main__":
-    with contextlib.suppress(BrokenPipeError):
-        main()
+    main()

@@ -62,9 +62,7 @@ def check_kills(folder, kills, steps, failures):
     for kill in range(kills):
         run = Run(train_tiny, part, steps, kill)
         done = kill_at_random(run, choose)
-        saving = any(
-            word.startswith(("save ", "before", "after")) for word in run.said[-1:]
-        )
+        saving = any(word.startswith(("save ", "before", "after")) for word in run.said[-1:])
         inside += saving
         if done is None and not run.said:
             failures.append(f"kill {kill}: the process said nothing")
