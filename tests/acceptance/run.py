@@ -38,6 +38,9 @@ COMMANDS = (
     Command("corpus.py"),
     Command("fuzz.py", short=("--count", "5000")),
     Command("compvis.py", short=("--tiny",)),
+    Command("training_resume.py", BOTH, short=("--kills", "8", "--steps", "20")),
+    Command("training_accumulation.py", BOTH),
+    Command("training_faults.py", BOTH),
     Command("installation.py"),
     Command("newcomer.py", short=None),
 )
