@@ -199,10 +199,15 @@ def weights_of(model: keras.Model) -> list[Any]:
 
 
 def with_weights(model: keras.Model, weights: Sequence[Any]) -> contextlib.AbstractContextManager:
-    """A scope, inside a compiled function, in which the model computes with such arguments."""
+    """A scope, inside a compiled function, in which the model computes with such arguments.
+
+    They may be tensors too.
+    """
     if name() == "tensorflow":
+        import tensorflow as tf
+
         # Read by the program itself: read by Python, hundreds of variables take 20 ms a call.
-        weights = [variable.read_value() for variable in weights]
+        weights = [tf.convert_to_tensor(value) for value in weights]
     return keras.StatelessScope(state_mapping=list(zip(model.variables, weights)))
 
 
