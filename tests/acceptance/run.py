@@ -39,15 +39,16 @@ COMMANDS = (
     Command("corpus.py"),
     Command("fuzz.py", short=("--count", "5000")),
     Command("compvis.py", short=("--tiny",)),
-<<<<<<< HEAD
     Command("scenes_detector.py"),
     Command("hub.py"),
     Command("loading.py", BOTH, short=None),
-=======
     Command("training_resume.py", BOTH, short=("--kills", "8", "--steps", "20")),
     Command("training_accumulation.py", BOTH),
     Command("training_faults.py", BOTH),
->>>>>>> train
+    Command("training_losses.py", BOTH, short=None),
+    Command("training_checkpointing.py", BOTH, short=None),
+    Command("training_overfit.py", short=None),
+    Command("training_speed.py", short=None),
     Command("installation.py"),
     Command("newcomer.py", short=None),
     Command("cold_start.py", BOTH, short=None),
