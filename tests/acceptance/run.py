@@ -41,6 +41,10 @@ COMMANDS = (
     Command("training_resume.py", BOTH, short=("--kills", "8", "--steps", "20")),
     Command("training_accumulation.py", BOTH),
     Command("training_faults.py", BOTH),
+    Command("training_losses.py"),
+    Command("training_checkpointing.py", BOTH, short=None),
+    Command("training_overfit.py", short=None),
+    Command("training_speed.py", short=None),
     Command("installation.py"),
     Command("newcomer.py", short=None),
 )
