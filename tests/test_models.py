@@ -133,7 +133,7 @@ def test_gradient_checkpointing_changes_no_number(architecture):
 def test_every_block_of_the_unet_is_checkpointed():
     kinds = (ResnetBlock, SpatialTransformer)
     blocks = {layer.name for layer in DiffusionModel(UNET).layers if isinstance(layer, kinds)}
-    assert len(blocks) == 11
+    assert len(blocks) == 12
     assert blocks <= set(DiffusionModel.blocks(UNET))
 
 
