@@ -58,7 +58,7 @@ class Components:
         img_height: int, default height of a picture in pixels.
         img_width: int, default width of a picture in pixels.
         jit_compile: `True`, `False` or `"auto"`, whether to compile with XLA. Automatic means
-            everywhere but for half types on TensorFlow's CPU, where a plain graph is faster.
+            everywhere but on TensorFlow's CPU, where a plain graph is faster.
         preset: where the parts come from, see `weights.open_source`.
         dtype: Keras dtype policy of all networks, or `None` for the global one. `"bfloat16"` and
             `"float16"` also store the weights in half.
