@@ -13,6 +13,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 from weights_conversion import (
     DiffusersFolder,
     autoencoder_configs,
+    clip_configs,
     configs,
     layouts,
     read,
@@ -476,7 +477,7 @@ def test_every_option_of_a_class_is_known(cls, read_keys, neutral, without_effec
 
 def test_defaults_of_the_text_encoder():
     theirs = CLIPTextConfig()
-    for key, value in configs._TEXT_DEFAULTS.items():
+    for key, value in clip_configs._TEXT_DEFAULTS.items():
         assert getattr(theirs, key) == value
 
 
