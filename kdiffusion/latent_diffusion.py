@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import os
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -17,7 +18,7 @@ from kdiffusion.sampling.guidance import Guidance
 from kdiffusion.sampling.levels import Spacing
 from kdiffusion.sampling.samplers import Sampler
 from kdiffusion.settings import Settings, check_count
-from kdiffusion.starts import Start, given_noise, unit_noise
+from kdiffusion.starts import noise_start
 from kdiffusion.weights import save
 
 
@@ -95,22 +96,20 @@ class LabelledDiffusion(Components):
             )
         streams = settings.streams(len(labels))
         shape = self._latent_shape(height, width)
-        if diffusion_noise is None:
-            start = Start(unit_noise(streams, shape))
-        else:
-            start = Start(given_noise(diffusion_noise, seed, (len(labels), *shape)))
+        start = noise_start(streams, shape, diffusion_noise, seed)
 
         def negatives():
             return {"label": np.full_like(labels, num_classes)}
 
         return self.decode(denoised(self, inputs, negatives, settings, streams, start))
 
+    @abc.abstractmethod
     def decode(self, latents: Any) -> np.ndarray:
         """Turn what the diffusion model makes into pictures, uint8 (batch, height, width, 3)."""
-        raise NotImplementedError
 
-    def _latent_shape(self, height, width):
-        raise NotImplementedError
+    @abc.abstractmethod
+    def _latent_shape(self, height: int | None, width: int | None) -> tuple[int, int, int]:
+        """What the network draws of a picture, by default of one of the default size."""
 
     def _labels(self, label, batch_size):
         """The label of each picture, (count,) int32; whatever it is where there are no classes."""

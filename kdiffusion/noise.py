@@ -5,6 +5,7 @@ Uniforms and angles are float32, as they are there; log, sqrt, sin and cos are f
 once, so that every machine draws the same.
 """
 
+import abc
 import math
 import operator
 from typing import Sequence
@@ -14,7 +15,7 @@ import numpy as np
 _TWO_PI = np.float32(2.0 * math.pi)
 
 
-class NoiseStream:
+class NoiseStream(abc.ABC):
     """A stream of unit normal noise; each draw continues where the last one ended.
 
     Args:
@@ -33,8 +34,9 @@ class NoiseStream:
         shape = tuple(shape)
         return self._values(math.prod(shape)).reshape(shape)
 
-    def _values(self, count):
-        raise NotImplementedError
+    @abc.abstractmethod
+    def _values(self, count: int) -> np.ndarray:
+        """The next `count` numbers of the stream, float32."""
 
 
 def noise_stream(seed: int, kind: str = "cpu") -> NoiseStream:

@@ -20,10 +20,9 @@ from kdiffusion.settings import Settings, check_count, one_each
 from kdiffusion.starts import (
     Start,
     conditioning_of,
-    given_noise,
     image_start,
     inpainting_start,
-    unit_noise,
+    noise_start,
 )
 from kdiffusion.weights import save
 
@@ -137,7 +136,7 @@ class StableDiffusion(TextComponents):
             guidance, callback, verbose, noise, resume,
         )  # fmt: skip
         streams = settings.streams(len(context))
-        start = Start(unit_noise(streams, self._latent_shape(height, width)))
+        start = noise_start(streams, self._latent_shape(height, width))
         return self._draw(context, negative, settings, streams, start)
 
     def image_to_image(
@@ -314,10 +313,7 @@ class StableDiffusion(TextComponents):
         )  # fmt: skip
         streams = settings.streams(len(context))
         shape = self._latent_shape(height, width)
-        if diffusion_noise is None:
-            start = Start(unit_noise(streams, shape))
-        else:
-            start = Start(given_noise(diffusion_noise, seed, (len(context), *shape)))
+        start = noise_start(streams, shape, diffusion_noise, seed)
         return self._draw(context, negative_prompt, settings, streams, start)
 
     def save(self, path: str | os.PathLike) -> None:

@@ -56,28 +56,36 @@ def unit_noise(streams: Sequence[NoiseStream], shape: tuple[int, int, int]) -> n
     return np.stack([stream.draw(*shape) for stream in streams])
 
 
-def given_noise(diffusion_noise: Any, seed: Any, shape: tuple[int, ...]) -> np.ndarray:
-    """The user's own start noise for every image.
+def noise_start(
+    streams: Sequence[NoiseStream],
+    shape: tuple[int, int, int],
+    diffusion_noise: Any = None,
+    seed: Any = None,
+) -> Start:
+    """Where drawing from noise alone starts.
 
     Args:
-        diffusion_noise: array of `shape`, or without its leading batch axis.
-        seed: the user's seed, which must be `None`.
-        shape: (batch, height, width, channels).
+        streams: a noise stream for each image.
+        shape: (height, width, channels).
+        diffusion_noise: the user's own noise for all images or for each, in place of the streams'.
+        seed: the user's seed, which must be `None` where there is such noise.
 
     Raises:
-        ValueError: If there is a seed too, or the shape is another one.
+        ValueError: If there are both, or the shape is another one.
     """
+    if diffusion_noise is None:
+        return Start(unit_noise(streams, shape))
     if seed is not None:
         raise ValueError(
             "`diffusion_noise` and `seed` both say where to start. Received: both. Give one."
         )
-    noise = np.asarray(diffusion_noise, np.float32)
-    if noise.shape not in (shape, shape[1:], (1, *shape[1:])):
+    noise, batch = np.asarray(diffusion_noise, np.float32), (len(streams), *shape)
+    if noise.shape not in (batch, shape, (1, *shape)):
         raise ValueError(
-            f"`diffusion_noise` must have the shape {shape[1:]} or {shape}. "
+            f"`diffusion_noise` must have the shape {shape} or {batch}. "
             f"Received: shape {noise.shape}"
         )
-    return np.broadcast_to(noise, shape)
+    return Start(np.broadcast_to(noise, batch))
 
 
 def image_start(
