@@ -23,7 +23,7 @@ from kdiffusion.training.discriminator import adaptive_weight, generator_loss, h
 from kdiffusion.training.group_optimizer import GroupOptimizer
 from kdiffusion.training.latent_scale import code, measure, scaled
 from kdiffusion.training.quantizer import codebook_loss, perplexity, straight_through
-from kdiffusion.training.trainer import Batch, Trainer, places
+from kdiffusion.training.trainer import Batch, PartTrainer, places
 
 LATENT_SCALES = ("global", "channel", "keep")
 
@@ -71,7 +71,7 @@ class AutoencoderObjective:
                 raise ValueError(f"`{name}` must be 0 or positive. Received: {name}={value!r}")
 
 
-class AutoencoderTrainer(Trainer):
+class AutoencoderTrainer(PartTrainer):
     """Trains an image encoder and an image decoder (Esser et al. 2021; Rombach et al. 2022).
 
     Whether there is a KL penalty or a codebook is the architecture's `codebook_size`. Pictures are
@@ -179,19 +179,6 @@ class AutoencoderTrainer(Trainer):
             "perceptual": _name(self.perceptual),
             "discriminator": _name(self.discriminator),
         }
-
-    @property
-    def trainable_variables(self):
-        """What `fit` trains: the perceptual network stays as it is."""
-        return [variable for group in self.groups.values() for variable in group]
-
-    @property
-    def non_trainable_variables(self):
-        trained = {id(variable) for variable in self.trainable_variables}
-        return [variable for variable in self.variables if id(variable) not in trained]
-
-    trainable_weights = trainable_variables
-    non_trainable_weights = non_trainable_variables
 
     def compile(self, optimizer: Any = "adam", **settings: Any) -> None:
         """Prepare for `fit`; see `Trainer.compile`.

@@ -28,10 +28,10 @@ from kdiffusion.training.objective import (
     squared_error,
     target,
 )
-from kdiffusion.training.trainer import Batch, Trainer, places
+from kdiffusion.training.trainer import Batch, PartTrainer, places
 
 
-class DiffusionTrainer(Trainer):
+class DiffusionTrainer(PartTrainer):
     """Trains a diffusion model, from scratch or further (Rombach et al. 2022, section 3.2).
 
     What a batch holds follows from the model. The pictures: `images`, or in place of them the
@@ -167,19 +167,6 @@ class DiffusionTrainer(Trainer):
             "train_text_encoder": self.train_text_encoder,
             "empty": {name: zlib.crc32(value.tobytes()) for name, value in self.empty.items()},
         }
-
-    @property
-    def trainable_variables(self):
-        """What `fit` trains: the encoders stay as they are, without being marked so."""
-        return self.groups["model"]
-
-    @property
-    def non_trainable_variables(self):
-        trained = {id(variable) for variable in self.trainable_variables}
-        return [variable for variable in self.variables if id(variable) not in trained]
-
-    trainable_weights = trainable_variables
-    non_trainable_weights = non_trainable_variables
 
     def losses(self, batch: Batch, key: Any, step: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         """See `Trainer.losses`.

@@ -71,7 +71,7 @@ class Trainer(keras.Model):
             over the global batch the group's variables minimise; and a dictionary of further
             figures for people, (batch,) or () float32.
         """
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} has to define `losses`.")
 
     def prepare(self, data: Any) -> None:
         """Take from the data what `samples` and `save` need; `Loop` calls it before it trains.
@@ -97,7 +97,7 @@ class Trainer(keras.Model):
         Args:
             folder: path of a folder that does not exist, or is empty.
         """
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} has to define `save`.")
 
     def compile(self, optimizer: Any = "rmsprop", **settings: Any) -> None:
         """Prepare for `fit`; see `keras.Model.compile`.
@@ -152,6 +152,23 @@ class Trainer(keras.Model):
                     f"{type(settings[name]).__name__}. Leave out samples that are not to count."
                 )
         check_one_device(self)
+
+
+class PartTrainer(Trainer):
+    """A trainer with networks that are in no group: `fit` too leaves them as they are."""
+
+    @property
+    def trainable_variables(self) -> list[keras.Variable]:
+        """What `fit` trains: what is in no group stays as it is, without being marked so."""
+        return [variable for group in self.groups.values() for variable in group]
+
+    @property
+    def non_trainable_variables(self) -> list[keras.Variable]:
+        trained = {id(variable) for variable in self.trainable_variables}
+        return [variable for variable in self.variables if id(variable) not in trained]
+
+    trainable_weights = trainable_variables
+    non_trainable_weights = non_trainable_variables
 
 
 def places(batch: Batch) -> Any:
