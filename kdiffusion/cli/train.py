@@ -87,7 +87,8 @@ def _ahead(data):
 
 def _configuration(arguments) -> Any:
     """The file's settings, or those of the run to be resumed, and the options over them."""
-    from kdiffusion.training.configuration import load, resolve
+    from kdiffusion.training.configuration import resolve
+    from kdiffusion.training.records import load
 
     stored = arguments.output / _CONFIG
     path = arguments.config or (stored if arguments.resume and stored.exists() else None)
