@@ -14,9 +14,10 @@ from kdiffusion.presets import (
     DiffusionArchitecture,
     TextEncoderArchitecture,
 )
+from kdiffusion.sources import RandomSource
 
 
-class FullSize(weights.RandomSource):
+class FullSize(RandomSource):
     """Stable Diffusion 1.5's architecture, with random weights of the scale of trained ones."""
 
     name = "random-full-size"
@@ -29,7 +30,7 @@ class FullSize(weights.RandomSource):
     }
 
 
-SOURCES = {"full-size": FullSize, "tiny": weights.RandomSource}
+SOURCES = {"full-size": FullSize, "tiny": RandomSource}
 
 
 def main():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import os
 import warnings
 from collections.abc import Sequence
@@ -17,9 +18,10 @@ from kdiffusion.noise import NoiseStream, noise_stream
 from kdiffusion.presets import DiffusionArchitecture
 from kdiffusion.sampling.levels import Spacing
 from kdiffusion.sampling.schedule import Schedule
+from kdiffusion.sources import PartsSource, Source, open_source
 from kdiffusion.tiling import MAX_CELLS, decode_in_tiles
 from kdiffusion.tokenizer import SimpleTokenizer
-from kdiffusion.weights import PartsSource, Source, open_source, rebuilt
+from kdiffusion.weights import rebuilt
 
 
 class Component:
@@ -51,7 +53,7 @@ class Component:
         setattr(instance, self.attribute, model)
 
 
-class Components:
+class Components(abc.ABC):
     """What every model has: a diffusion model and its schedule, loaded lazily.
 
     Args:
@@ -59,7 +61,7 @@ class Components:
         img_width: int, default width of a picture in pixels.
         jit_compile: `True`, `False` or `"auto"`, whether to compile with XLA. Automatic means
             everywhere but on TensorFlow's CPU, where a plain graph is faster.
-        preset: where the parts come from, see `weights.open_source`.
+        preset: where the parts come from, see `sources.open_source`.
         dtype: Keras dtype policy of all networks, or `None` for the global one. `"bfloat16"` and
             `"float16"` also store the weights in half.
 
@@ -173,13 +175,13 @@ class Components:
         return self._opened_source
 
     @classmethod
+    @abc.abstractmethod
     def _check_architecture(cls, architecture: DiffusionArchitecture) -> None:
         """Refuse a network that another class draws with.
 
         Raises:
             ValueError: If its inputs are not those that this class gives it.
         """
-        raise NotImplementedError
 
     @property
     def schedule(self) -> Schedule:

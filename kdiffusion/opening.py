@@ -7,8 +7,8 @@ from typing import Any
 
 from kdiffusion.components import Components
 from kdiffusion.latent_diffusion import LatentDiffusion, PixelDiffusion
+from kdiffusion.sources import Source, open_source
 from kdiffusion.stable_diffusion import StableDiffusion
-from kdiffusion.weights import Source, open_source
 
 
 def open_model(
@@ -21,7 +21,7 @@ def open_model(
     """Make a model of the class that the preset was made for.
 
     Args:
-        preset: see `weights.open_source`.
+        preset: see `sources.open_source`.
         img_height: int, or `None` for the checkpoint's own.
         img_width: int, or `None` for the checkpoint's own.
         dtype: Keras dtype policy, or `None` for the global one.
@@ -40,7 +40,7 @@ def class_of(source: Source) -> type[Components]:
     """The class that draws with a source's parts.
 
     Args:
-        source: see `weights.open_source`.
+        source: see `sources.open_source`.
     """
     if source.architecture("diffusion_model").context_width is not None:
         return StableDiffusion

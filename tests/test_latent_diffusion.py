@@ -17,7 +17,8 @@ from kdiffusion import (
 )
 from kdiffusion.presets import AutoencoderArchitecture, DiffusionArchitecture
 from kdiffusion.sampling.levels import Spacing
-from kdiffusion.weights import PartsSource, RandomSource, open_source, save
+from kdiffusion.sources import PartsSource, RandomSource, open_source
+from kdiffusion.weights import save
 
 NETWORK = DiffusionArchitecture(
     in_channels=3,

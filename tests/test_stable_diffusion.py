@@ -9,7 +9,7 @@ import pytest
 
 from kdiffusion import Guidance, Sampler, StableDiffusion
 from kdiffusion.noise import noise_stream
-from kdiffusion.weights import RandomSource
+from kdiffusion.sources import RandomSource
 
 PROMPT = "a red circle"
 

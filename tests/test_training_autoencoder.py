@@ -11,6 +11,7 @@ from keras import ops
 from kdiffusion import backend, presets
 from kdiffusion.models.image_decoder import ImageDecoder
 from kdiffusion.models.image_encoder import ImageEncoder
+from kdiffusion.sources import CheckpointSource
 from kdiffusion.training import latent_scale
 from kdiffusion.training.autoencoder import AutoencoderObjective, AutoencoderTrainer
 from kdiffusion.training.discriminator import (
@@ -23,7 +24,7 @@ from kdiffusion.training.discriminator import (
 from kdiffusion.training.group_optimizer import GroupOptimizer
 from kdiffusion.training.loop import Loop
 from kdiffusion.training.loop_settings import LoopSettings
-from kdiffusion.weights import CheckpointSource, arrays_of
+from kdiffusion.weights import arrays_of
 
 KL = presets.AutoencoderArchitecture(
     channels=(8, 16), layers_per_level=1, num_groups=4, latent_channels=3, latent_scale=1.0

@@ -8,7 +8,7 @@ import pytest
 from keras import ops
 
 from kdiffusion import StableDiffusion, hub, presets, weights
-from kdiffusion.weights import CheckpointSource, RandomSource, open_source
+from kdiffusion.sources import CheckpointSource, RandomSource, open_source
 
 
 @pytest.fixture(scope="module")

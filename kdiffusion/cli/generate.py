@@ -139,7 +139,7 @@ def _draw(arguments: argparse.Namespace, seed: int, paths: Sequence[Path]) -> No
 def _sampling(arguments: argparse.Namespace) -> tuple[Sampler, Spacing]:
     """The sampler and the spacing, the model's own where the user has not chosen."""
     from kdiffusion.settings import resolve_sampling
-    from kdiffusion.weights import open_source
+    from kdiffusion.sources import open_source
 
     own = open_source(arguments.preset).sampling()
     sampler, spacing = resolve_sampling(arguments.sampler, arguments.spacing, own)

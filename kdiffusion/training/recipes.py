@@ -22,6 +22,7 @@ from kdiffusion.models.text_encoder import TextEncoder
 from kdiffusion.opening import open_model
 from kdiffusion.preprocessing import Preprocessing
 from kdiffusion.presets import TextEncoderArchitecture, fields
+from kdiffusion.sources import CheckpointSource, Source, open_source
 from kdiffusion.stable_diffusion import StableDiffusion
 from kdiffusion.tokenizer import SimpleTokenizer
 from kdiffusion.training import clip_initialization
@@ -216,11 +217,11 @@ def _tokenizer(name, architecture):
     return _source(name).tokenizer()
 
 
-def _source(name) -> weights.Source:
+def _source(name) -> Source:
     """Where parts come from; unlike a whole model's folder it need not hold all of them."""
     if os.path.isdir(name):
-        return weights.CheckpointSource(name, size=(1, 1))
-    return weights.open_source(name)
+        return CheckpointSource(name, size=(1, 1))
+    return open_source(name)
 
 
 def _decided(configuration, model):

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from kdiffusion import StableDiffusion
-from kdiffusion.weights import RandomSource
+from kdiffusion.sources import RandomSource
 
 SCHEDULERS = {
     "ddim": diffusers.DDIMScheduler,
