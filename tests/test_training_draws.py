@@ -118,7 +118,7 @@ def test_purposes_do_not_overlap_and_fit():
     a = draws.uniform(0, 0, np.array([last], np.int32), (), draws.NOISE)
     b = draws.uniform(0, 0, np.array([0], np.int32), (), draws.TIMESTEP)
     assert ops.convert_to_numpy(a)[0] != ops.convert_to_numpy(b)[0]
-    assert draws.DROPOUT * draws.MAX_SAMPLES < 2**32
+    assert (draws.PERTURBATION + 1) * draws.MAX_SAMPLES < 2**32
 
 
 def test_tails_of_normals(monkeypatch):

@@ -25,9 +25,7 @@ from keras import ops
     CAPTION_DROPOUT,
     OFFSET,
     PERTURBATION,
-    AUGMENTATION,
-    DROPOUT,
-) = range(8)
+) = range(6)
 
 # A step has at most so many samples; 6 bits of the counter are left for the purpose.
 MAX_SAMPLES = 1 << 26

@@ -58,8 +58,3 @@ class Averages:
         finally:
             for value, variable in zip(kept, self._followed):
                 variable.assign(value)
-
-    def restart(self) -> None:
-        """Begin again with the current weights."""
-        for average, variable in zip(self.variables, self._followed):
-            average.assign(ops.copy(variable.value))
