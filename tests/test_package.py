@@ -131,7 +131,7 @@ def test_pyproject_says_only_how_to_build():
 def test_readme_commands_install_this_checkout():
     first, test = readme_command("first command"), readme_command("test command")
     assert first.startswith("pip install . && kdiffusion generate ")
-    assert test == 'pip install ".[test]" && pytest'
+    assert test == 'pip install ".[test]" && pytest -n 2 --dist loadfile'
 
 
 def readme_cli_lines():

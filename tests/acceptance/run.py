@@ -1,8 +1,9 @@
-"""Run the acceptance commands, one after the other, and count.
+"""Run the acceptance commands and count.
 
-    python tests/acceptance/run.py [--short]
+    python tests/acceptance/run.py [--short] [--jobs N]
 
 `--short` runs those that take minutes, not hours, with the arguments of their short form.
+`--jobs` runs several at a time, each with its output in one piece when it ends.
 """
 
 import argparse
@@ -10,6 +11,7 @@ import os
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -59,31 +61,41 @@ COMMANDS = (
 def main():
     parser = argparse.ArgumentParser(description="Run the acceptance commands.")
     parser.add_argument("--short", action="store_true", help="only those that take minutes")
-    short = parser.parse_args().short
+    parser.add_argument("--jobs", type=int, default=1, help="commands that run at a time")
+    arguments = parser.parse_args()
+    short = arguments.short
     runs = [
         (command.script, backend, command.short if short else ())
         for command in COMMANDS
         for backend in command.backends
         if not short or command.short is not None
     ]
-    failed = [run for run in runs if not passes(*run)]
+    with ThreadPoolExecutor(arguments.jobs) as pool:
+        outcomes = pool.map(lambda run: passes(*run, together=arguments.jobs > 1), runs)
+        failed = [run for run, passed in zip(runs, outcomes) if not passed]
     for script, backend, _ in failed:
         print(f"FAILED {script} on {backend}")
     print(f"{len(runs) - len(failed)} passed, {len(failed)} failed")
     sys.exit(bool(failed))
 
 
-def passes(script, backend, arguments):
+def passes(script, backend, arguments, together):
     name = " ".join((script, *arguments, "on", backend))
-    print(f"== {name}", flush=True)
+    if not together:
+        print(f"== {name}", flush=True)
     start = time.monotonic()
     path = os.pathsep.join(filter(None, (str(HERE.parents[1]), os.environ.get("PYTHONPATH"))))
-    code = subprocess.run(
+    done = subprocess.run(
         [sys.executable, HERE / script, *arguments],
         env=os.environ | {"KERAS_BACKEND": backend, "PYTHONPATH": path},
-    ).returncode
-    print(f"== {name}: exit code {code}, {time.monotonic() - start:.0f} s\n", flush=True)
-    return code == 0
+        stdout=subprocess.PIPE if together else None,
+        stderr=subprocess.STDOUT if together else None,
+    )
+    if together:
+        print(f"== {name}\n{done.stdout.decode(errors='replace')}", end="")
+    seconds = time.monotonic() - start
+    print(f"== {name}: exit code {done.returncode}, {seconds:.0f} s\n", flush=True)
+    return done.returncode == 0
 
 
 if __name__ == "__main__":
