@@ -4,7 +4,8 @@
 
 Every peer runs in a process of its own with random weights, with the threads that it takes by
 itself, and they take turns. A ratio is kdiffusion's value by the peer's of the same round, so below
-1 kdiffusion is better. A peer that is missing or fails is named with its reason.
+1 kdiffusion is better. A peer that is missing or fails is named with its reason. The column
+"floor", there on a GPU, is the time that arithmetic and memory need at least.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ def main():
             arguments.fresh_pairs,
             arguments.steps,
             arguments.together,
+            arguments.floor,
         )
         if not (plan.folder / "checkpoint").exists():
             command = [sys.executable, "-m", "benchmarks.checkpoint"]
@@ -63,6 +65,7 @@ def _parser():
     add("--fresh-pairs", type=int, default=3, help="rounds of what needs a fresh process each")
     add("--steps", type=int, default=5, help="guided steps of a picture")
     add("--together", type=int, default=3, help="peers that are in memory at a time")
+    add("--floor", action=argparse.BooleanOptionalAction, default=accelerated)
     add("--model", choices=("full-size", "tiny"), default="full-size")
     add("--folder", type=Path, help="keeps the checkpoint and what peers make of it, 20 GB")
     add("--json", type=Path, help="file for all values")

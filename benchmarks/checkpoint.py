@@ -40,10 +40,15 @@ def main():
     arguments = parser.parse_args()
     source = SOURCES[arguments.source]()
     models = {kind: source.model(kind, "float32") for kind in weights.MODELS}
-    size = (source.height, source.width)
     arguments.folder.parent.mkdir(parents=True, exist_ok=True)
     weights.save(
-        arguments.folder, models, source.tokenizer(), source.schedule(), source.sampling(), size
+        arguments.folder,
+        models,
+        source.schedule(),
+        source.sampling(),
+        (source.height, source.width),
+        source.tokenizer(),
+        "StableDiffusionPipeline",
     )
 
 

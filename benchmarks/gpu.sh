@@ -8,6 +8,13 @@ cd "$(dirname "$0")/.."
 python3 -c "import keras" 2>/dev/null || python3 -m pip install --no-index --find-links "$wheels" keras ml_dtypes ftfy
 export XLA_PYTHON_CLIENT_PREALLOCATE=false TF_FORCE_GPU_ALLOW_GROWTH=true KERAS_BACKEND=jax
 mkdir -p "$out"
-python3 -m benchmarks --folder "$out/files" --json "$out/gpu.json" --dtypes bfloat16 --sizes 512 --steps 20 \
-    --measures network guided decode picture compile cold memory \
-    --peers kdiffusion-jax kdiffusion diffusers diffusers-compiled >"$out/gpu.md"
+peers="kdiffusion-jax kdiffusion diffusers diffusers-compiled"
+run() { # name of the table and JSON, arguments
+    python3 -m benchmarks --folder "$out/files" --dtypes bfloat16 --peers $peers --floor \
+        --json "$out/$1.json" "${@:2}" >"$out/$1.md"
+}
+run sd15 --sizes 512 --steps 20 --measures network guided decode picture compile cold memory
+run sdxl_attention --sizes 1024 --measures attention
+# Convolutions and loops are no CUDA graphs by default, so the U-Net falls into pieces.
+export XLA_FLAGS="--xla_gpu_enable_command_buffer=+CONVOLUTION,+WHILE"
+run sd15_command_buffers --sizes 512 --steps 20 --measures guided picture

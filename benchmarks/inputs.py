@@ -18,3 +18,14 @@ def latents(side: int) -> np.ndarray:
 def context(batch: int, width: int) -> np.ndarray:
     """Text states: (batch, 77, width) float32."""
     return np.random.default_rng(1).normal(size=(batch, TOKENS, width)).astype("float32")
+
+
+def attention_shapes(side: int) -> list[tuple[int, int, int, int]]:
+    """Of the self-attentions of a guided step of SDXL: (batch, tokens, heads, head_dim) each."""
+    return [(2, (side // 16) ** 2, 10, 64), (2, (side // 32) ** 2, 20, 64)]
+
+
+def attention(side: int) -> list[np.ndarray]:
+    """Query, key and value in one, for each of `attention_shapes`, unit normal float32."""
+    rng = np.random.default_rng(2)
+    return [rng.normal(size=shape).astype("float32") for shape in attention_shapes(side)]

@@ -6,7 +6,10 @@ value by the peer's of the same round, so what slows the machine for a while slo
 
 from __future__ import annotations
 
+import json
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -21,6 +24,7 @@ WARM = {
     "guided": "guided step",
     "decode": "decode",
     "picture": "whole picture",
+    "attention": "self-attentions as in SDXL",
 }
 # Of a fresh process each that draws one picture.
 FRESH = {
@@ -73,6 +77,7 @@ class Plan(NamedTuple):
         fresh_pairs: how many rounds of fresh processes.
         num_steps: guided steps of a picture.
         together: how many peers live at a time.
+        floor: whether to put the least time that is possible beside.
     """
 
     folder: Path
@@ -83,13 +88,36 @@ class Plan(NamedTuple):
     fresh_pairs: int
     num_steps: int
     together: int
+    floor: bool
 
     def arguments(self, measure: str, side: int) -> list[int]:
         return [side, self.num_steps] if measure == "picture" else [side]
 
 
 def measure(plan: Plan, dtype: str) -> Iterator[Result]:
-    """All results of a dtype, as they come."""
+    """All results of a dtype, as they come; the floor's after each of the first peer's."""
+    floors = _floors(plan, dtype) if plan.floor else {}
+    for result in _measure_peers(plan, dtype):
+        yield result
+        seconds = floors.get((result.measure, result.side))
+        if result.peer == plan.peers[0] and result.values and seconds:
+            ratios = [value / seconds for value in result.values]
+            yield result._replace(peer="floor", values=[seconds], ratios=ratios)
+
+
+def _floors(plan, dtype):
+    """Seconds by measure and side; none without PyTorch and diffusers, which count them."""
+    wanted = [(name, side) for name in WARM if name in plan.measures for side in plan.sides]
+    command = [sys.executable, "-m", "benchmarks.floor", plan.folder / "checkpoint", dtype]
+    command += [str(plan.num_steps), *(f"{name}:{side}" for name, side in wanted)]
+    done = subprocess.run(command, stdout=subprocess.PIPE)
+    if done.returncode:
+        print("The floor is not printed: it could not be computed.", file=sys.stderr)
+        return {}
+    return dict(zip(wanted, json.loads(done.stdout.splitlines()[-1])))
+
+
+def _measure_peers(plan, dtype):
     first, *others = plan.peers
     size = max(plan.together - 1, 1)
     groups = [others[i : i + size] for i in range(0, len(others), size)] or [[]]

@@ -49,6 +49,8 @@ def _cell(result, is_first):
         return "–"
     if result.measure == "memory":
         text = f"{result.value / 1e9:.2f} GB"
+    elif result.value < 0.1:
+        text = f"{1e3 * result.value:.2f} ms"
     else:
         text = f"{result.value:.2f} s"
     return text if is_first else f"{text} ({result.ratio:.2f})"

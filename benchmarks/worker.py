@@ -49,6 +49,8 @@ class Worker:
 
     def prepare(self, method, arguments):
         """Choose what is measured, and run it once; the seconds include its compilation."""
+        if not hasattr(self.peer, method):
+            raise Unavailable(f"it offers nothing to measure as {method!r}")
         self.function = getattr(self.peer, method)(*arguments)
         return self.run()
 

@@ -55,6 +55,18 @@ def on_accelerator() -> bool:
     return bool(tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("TPU"))
 
 
+def has_flash_attention() -> bool:
+    """Whether Keras has a kernel of flash attention here: under JAX on an NVIDIA GPU.
+
+    TensorFlow has none. On a TPU Keras 3.15 takes a causal one, which is another attention.
+    """
+    if name() != "jax":
+        return False
+    import jax
+
+    return jax.default_backend() == "gpu"
+
+
 def check_dtype(compute_dtype: str) -> None:
     """Refuse a compute dtype that the backend has no kernels for, warn of one that is slow.
 

@@ -6,7 +6,8 @@
 - `network(side)`, `guided(side)`, `decode(side)`, `picture(side, num_steps)`: each returns a
   function without arguments that computes one network call of one latent, one guided step, one
   decoded picture, or a whole picture from a prompt. It returns a NumPy array, so it has ended when
-  it returns; `side` is the picture's, in pixels.
+  it returns; `side` is the picture's, in pixels. Those that have an attention of their own have
+  `attention(side)` too.
 
 A method that a peer cannot offer raises `Unavailable` with the reason, which the table then names.
 """

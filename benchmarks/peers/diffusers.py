@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 from diffusers.utils import logging
+from torch.nn import functional
 
 from benchmarks import inputs
 
@@ -75,6 +76,11 @@ class Peer:
             generator=torch.Generator().manual_seed(0),
             output_type="np",
         ).images
+
+    def attention(self, side):
+        tensors = [self.tensor(x.transpose(0, 2, 1, 3)) for x in inputs.attention(side)]
+        attend = functional.scaled_dot_product_attention
+        return lambda: [_array(attend(x, x, x)) for x in tensors]
 
     def context(self, batch):
         width = self.pipeline.unet.config.cross_attention_dim

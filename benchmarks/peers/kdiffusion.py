@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
+from keras import ops
 
 from benchmarks import inputs
-from kdiffusion import StableDiffusion, generation
+from kdiffusion import StableDiffusion, backend, generation
+from kdiffusion.models import flash
+from kdiffusion.models.attention import attend
 from kdiffusion.sampling.guidance import Guidance
 from kdiffusion.sampling.levels import Spacing
 from kdiffusion.settings import Settings
@@ -47,6 +50,21 @@ class Peer:
 
     def decode(self, side):
         return lambda: self.model.decode(inputs.latents(side))
+
+    def attention(self, side):
+        dtype = self.model.diffusion_model.compute_dtype
+
+        def compute(x):
+            batch, tokens, heads, width = x.shape
+            flat = ops.reshape(x, (batch, tokens, heads * width))
+            y = attend(flat, flat, flat, heads, use_flash=flash.works(width, dtype))
+            return ops.reshape(y, x.shape)
+
+        run = backend.compile_function(compute, backend.use_jit(self.model.jit_compile))
+        tensors = [ops.cast(x, dtype) for x in inputs.attention(side)]
+        for width in {x.shape[-1] for x in tensors}:
+            flash.works(width, dtype)
+        return lambda: [ops.convert_to_numpy(ops.cast(run(x), "float32")) for x in tensors]
 
     def picture(self, side, num_steps):
         return lambda: self.model.text_to_image(

@@ -7,7 +7,7 @@ import math
 import keras
 from keras import ops
 
-from kdiffusion.models import kernels
+from kdiffusion.models import flash, kernels
 from kdiffusion.models.layers import Block
 
 _serializable = keras.saving.register_keras_serializable(package="kdiffusion")
@@ -21,7 +21,7 @@ _MASKED = -1e9
 _MAX_LOGITS = 2**26
 
 
-def attend(query, key, value, num_heads, causal=False):
+def attend(query, key, value, num_heads, causal=False, use_flash=False):
     """Scaled dot-product attention with the softmax in float32 (Vaswani et al. 2017, eq. 1).
 
     Large feature maps are attended to in chunks of queries, which changes memory, not numbers.
@@ -32,10 +32,14 @@ def attend(query, key, value, num_heads, causal=False):
         value: tensor like `key`.
         num_heads: int.
         causal: bool, whether a token sees only itself and those before it.
+        use_flash: bool, whether to go through `flash.attend`, never with `causal`.
 
     Returns:
         Tensor like `query`.
     """
+    if use_flash:
+        x = flash.attend(*(_by_heads(x, num_heads) for x in (query, key, value)))
+        return ops.reshape(x, ops.shape(query))
     query, key, value = (_split_heads(x, num_heads) for x in (query, key, value))
     query = query * query.shape[-1] ** -0.5
     chunks = 1 if causal else _num_chunks(query, key)
@@ -71,9 +75,13 @@ def _attend(query, key, value, causal=False):
     return ops.matmul(ops.cast(kernels.softmax(logits), value.dtype), value)
 
 
-def _split_heads(x, num_heads):
+def _by_heads(x, num_heads):
     batch, tokens, width = ops.shape(x)
-    return ops.swapaxes(ops.reshape(x, (batch, tokens, num_heads, width // num_heads)), 1, 2)
+    return ops.reshape(x, (batch, tokens, num_heads, width // num_heads))
+
+
+def _split_heads(x, num_heads):
+    return ops.swapaxes(_by_heads(x, num_heads), 1, 2)
 
 
 def _merge_heads(x):
@@ -109,11 +117,14 @@ class Attention(Block):
         self.value.build(source_shape)
         self.out = self.dense(self.width, "out")
         self.out.build((*inputs_shape[:-1], self.width))
+        head_dim = self.width // self.num_heads
+        self.use_flash = not self.causal and flash.works(head_dim, self.compute_dtype)
 
     def call(self, inputs, context=None):
         source = inputs if context is None else context
         query, key, value = self.query(inputs), self.key(source), self.value(source)
-        return self.out(attend(query, key, value, self.num_heads, self.causal))
+        x = attend(query, key, value, self.num_heads, self.causal, self.use_flash)
+        return self.out(x)
 
     def compute_output_shape(self, inputs_shape, context_shape=None):
         return (*inputs_shape[:-1], self.width)
