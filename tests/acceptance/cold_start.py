@@ -10,6 +10,7 @@ which say how much of it was waiting.
 """
 
 import argparse
+import inspect
 import json
 import os
 import subprocess
@@ -93,6 +94,8 @@ class Laps:
             with self.lap(name):
                 return function(*args, **kwargs)
 
+        # Keras reads the arguments of constructors.
+        call.__signature__ = inspect.signature(function)
         return call
 
 
