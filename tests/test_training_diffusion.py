@@ -1,6 +1,7 @@
 """The trainer of diffusion models: what it draws, what it drops, what it moves, what it writes."""
 
 import dataclasses
+import functools
 
 import keras
 import numpy as np
@@ -26,17 +27,20 @@ from kdiffusion.presets import (
 from kdiffusion.training import DiffusionTrainer, Loop, LoopSettings, Objective, draws, gradients
 from kdiffusion.training.objective import levels, noisy, squared_error, target
 
+# As few layers as there are kinds of them: building and compiling is what takes time here.
 NETWORK = DiffusionArchitecture(
     in_channels=3,
     out_channels=3,
-    channels=(8, 16),
+    channels=(8,),
     layers_per_level=1,
-    depths=(0, 1),
-    num_heads=(2, 2),
+    depths=(0,),
+    num_heads=(2,),
     context_width=None,
     num_groups=4,
 )
-CODEC = AutoencoderArchitecture(channels=(8, 8), layers_per_level=1, num_groups=4)
+CODEC = AutoencoderArchitecture(
+    channels=(8, 8), layers_per_level=1, num_groups=4, mid_attention=False
+)
 TEXT = TextEncoderArchitecture(
     vocabulary_size=514, max_length=77, width=8, depth=1, num_heads=2, mlp_width=16, end_id=513
 )
@@ -47,6 +51,12 @@ EMPTY = np.array([512, 513, 513], "int32")
 
 def network(**changes):
     return DiffusionModel(dataclasses.replace(NETWORK, **changes))
+
+
+# For all tests that leave weights alone.
+shared_network = functools.cache(network)
+text_encoder = functools.cache(lambda: TextEncoder(TEXT))
+image_encoder = functools.cache(lambda: ImageEncoder(CODEC))
 
 
 def random(*shape, seed=0):
@@ -71,9 +81,9 @@ def losses(trainer, batch, key=0, step=0):
 
 
 def text_trainer(objective=Objective(), **settings):
-    model = network(context_width=8)
+    model = shared_network(context_width=8)
     return DiffusionTrainer(
-        model, SCHEDULE, text_encoder=TextEncoder(TEXT), objective=objective, **settings
+        model, SCHEDULE, text_encoder=text_encoder(), objective=objective, **settings
     )
 
 
@@ -84,7 +94,7 @@ def text_trainer(objective=Objective(), **settings):
 def test_the_loss_by_hand(prediction):
     schedule = Schedule(prediction=prediction)
     objective = Objective("min_snr", offset_noise=0.1, input_perturbation=0.2)
-    trainer = DiffusionTrainer(network(), schedule, objective=objective)
+    trainer = DiffusionTrainer(shared_network(), schedule, objective=objective)
     z, index = images(), np.arange(BATCH, dtype="int32")
     share = ops.convert_to_numpy(draws.stratified(5, 3, index))
     timestep = np.floor(share * 1000).astype(int)
@@ -120,14 +130,15 @@ def test_a_sample_has_the_same_loss_wherever_the_batch_is_cut():
 
 @pytest.mark.parametrize("change", [{"key": 1}, {"step": 1}], ids=str)
 def test_every_run_and_step_draws_anew(change):
-    trainer = DiffusionTrainer(network(), SCHEDULE)
+    trainer = DiffusionTrainer(shared_network(), SCHEDULE)
     first, _ = losses(trainer, {"images": images()})
     assert np.abs(losses(trainer, {"images": images()}, **change)[0] - first).min() > 1e-6
 
 
 @pytest.mark.parametrize("stratified, widest", [(True, 0.05), (False, 0.5)])
 def test_timesteps_are_whole_and_uniform_and_spread_if_stratified(stratified, widest):
-    trainer = DiffusionTrainer(network(), SCHEDULE, objective=Objective(stratified=stratified))
+    objective = Objective(stratified=stratified)
+    trainer = DiffusionTrainer(shared_network(), SCHEDULE, objective=objective)
     index = np.arange(64, dtype="int32")
     timesteps = np.stack(
         [ops.convert_to_numpy(trainer._level(0, step, index)[0]) for step in range(50)]
@@ -141,7 +152,7 @@ def test_timesteps_are_whole_and_uniform_and_spread_if_stratified(stratified, wi
 
 
 def test_losses_are_float32_under_mixed_precision():
-    exact = DiffusionTrainer(network(), SCHEDULE)
+    exact = DiffusionTrainer(shared_network(), SCHEDULE)
     mixed = DiffusionTrainer(DiffusionModel(NETWORK, dtype="mixed_bfloat16"), SCHEDULE)
     mixed.diffusion_model.set_weights(exact.diffusion_model.get_weights())
     found, figures = losses(mixed, {"images": images()})
@@ -154,13 +165,13 @@ def test_losses_are_float32_under_mixed_precision():
 # ── latents ───────────────────────────────────────────────────────────────────────────────────
 
 
-def latent_trainer(**settings):
-    model = network(in_channels=4, out_channels=4)
-    return DiffusionTrainer(model, SCHEDULE, image_encoder=ImageEncoder(CODEC), **settings)
+def latent_trainer(make_network):
+    model = make_network(in_channels=4, out_channels=4)
+    return DiffusionTrainer(model, SCHEDULE, image_encoder=image_encoder())
 
 
 def test_cached_moments_give_the_loss_of_the_pictures():
-    trainer = latent_trainer()
+    trainer = latent_trainer(shared_network)
     distribution = trainer.image_encoder(images())
     cached = {name: ops.convert_to_numpy(distribution[name]) for name in ("mean", "logvar")}
     wanted, _ = losses(trainer, {"images": images()})
@@ -170,7 +181,7 @@ def test_cached_moments_give_the_loss_of_the_pictures():
 
 
 def test_latents_are_drawn_anew_at_each_step():
-    trainer = DiffusionTrainer(network(in_channels=4, out_channels=4), SCHEDULE)
+    trainer = DiffusionTrainer(shared_network(in_channels=4, out_channels=4), SCHEDULE)
     mean, logvar = random(1, 4, 4, 4), np.full((1, 4, 4, 4), -1.0, "float32")
     drawn = [
         ops.convert_to_numpy(
@@ -219,7 +230,7 @@ def test_caption_dropout_puts_the_empty_caption_in():
 
 def test_classes_are_dropped_with_the_captions():
     objective = Objective(caption_dropout=0.25)
-    model = network(context_width=8, num_classes=5)
+    model = shared_network(context_width=8, num_classes=5)
     context, empty = random(400, 3, 8), np.zeros((3, 8), "float32")
     trainer = DiffusionTrainer(model, SCHEDULE, objective=objective, empty={"context": empty})
     label = np.arange(400, dtype="int32") % 5
@@ -231,7 +242,7 @@ def test_classes_are_dropped_with_the_captions():
 
 
 def test_nothing_is_dropped_unless_asked_for():
-    model = network(num_classes=5)
+    model = shared_network(num_classes=5)
     trainer = DiffusionTrainer(model, SCHEDULE)
     label = np.arange(400, dtype="int32") % 5
     np.testing.assert_array_equal(dropped(trainer, {"label": label})["label"], label)
@@ -268,13 +279,13 @@ def test_the_text_encoder_learns_only_when_told(trained):
 def test_a_projection_that_is_not_used_is_not_trained():
     encoder = TextEncoder(dataclasses.replace(TEXT, projection_width=6))
     trainer = DiffusionTrainer(
-        network(context_width=8), SCHEDULE, text_encoder=encoder, train_text_encoder=True
+        shared_network(context_width=8), SCHEDULE, text_encoder=encoder, train_text_encoder=True
     )
     assert not [v for v in trainer.groups["model"] if v.path.startswith("projection")]
 
 
 def test_gradient_checkpointing_gives_the_same_gradients():
-    plain = DiffusionTrainer(network(num_classes=5), SCHEDULE)
+    plain = DiffusionTrainer(shared_network(num_classes=5), SCHEDULE)
     checkpointed = DiffusionTrainer(
         DiffusionModel(plain.diffusion_model.architecture, gradient_checkpointing=True), SCHEDULE
     )
@@ -300,7 +311,7 @@ def test_fit_lowers_the_loss(policy):
 
 
 def test_fit_leaves_the_encoders_alone():
-    trainer = latent_trainer()
+    trainer = latent_trainer(network)
     before = [ops.convert_to_numpy(v.value) for v in trainer.image_encoder.variables]
     weights = trainer.diffusion_model.get_weights()
     trainer.compile(keras.optimizers.Adam(1e-2), jit_compile=False)
@@ -325,8 +336,8 @@ class InMemory:
 def stable_diffusion():
     parts = {
         "diffusion_model": network(in_channels=4, out_channels=4, context_width=8),
-        "text_encoder": TextEncoder(TEXT),
-        "image_encoder": ImageEncoder(CODEC),
+        "text_encoder": text_encoder(),
+        "image_encoder": image_encoder(),
         "image_decoder": ImageDecoder(CODEC),
     }
     tokenizer = SimpleTokenizer.byte_level()
@@ -370,7 +381,7 @@ def test_what_is_cached_is_not_loaded():
 @pytest.mark.parametrize("num_classes", [None, 5])
 def test_models_without_a_text_are_trained_and_saved(num_classes, tmp_path):
     model = PixelDiffusion.from_parts(
-        {"diffusion_model": network(num_classes=num_classes)}, SCHEDULE, (8, 8)
+        {"diffusion_model": shared_network(num_classes=num_classes)}, SCHEDULE, (8, 8)
     )
     trainer = DiffusionTrainer.from_model(model)
     assert trainer.empty == {}
@@ -378,8 +389,8 @@ def test_models_without_a_text_are_trained_and_saved(num_classes, tmp_path):
     assert PixelDiffusion.from_preset(tmp_path / "model").schedule == SCHEDULE
     latents = LatentDiffusion.from_parts(
         {
-            "diffusion_model": network(in_channels=4, out_channels=4),
-            "image_encoder": ImageEncoder(CODEC),
+            "diffusion_model": shared_network(in_channels=4, out_channels=4),
+            "image_encoder": image_encoder(),
         },
         SCHEDULE,
         (8, 8),
@@ -398,10 +409,10 @@ def test_without_a_model_what_was_trained_is_saved(tmp_path):
 
 
 def test_samples_are_what_draw_draws():
-    trainer = DiffusionTrainer(network(), SCHEDULE)
+    trainer = DiffusionTrainer(shared_network(), SCHEDULE)
     assert trainer.samples(4) is None
     pictures = np.zeros((4, 8, 8, 3), np.uint8)
-    trainer = DiffusionTrainer(network(), SCHEDULE, draw=lambda count: pictures[:count])
+    trainer = DiffusionTrainer(shared_network(), SCHEDULE, draw=lambda count: pictures[:count])
     assert trainer.samples(3).shape == (3, 8, 8, 3)
 
 
@@ -412,8 +423,8 @@ def test_a_run_is_told_apart_by_all_that_its_losses_depend_on():
         text_trainer(train_text_encoder=True).configuration,
         text_trainer(empty={"tokens": EMPTY}).configuration,
         text_trainer(empty={"tokens": EMPTY + 1}).configuration,
-        DiffusionTrainer(network(), SCHEDULE).configuration,
-        DiffusionTrainer(network(), Schedule()).configuration,
+        DiffusionTrainer(shared_network(), SCHEDULE).configuration,
+        DiffusionTrainer(shared_network(), Schedule()).configuration,
     ]
     assert len({str(configuration) for configuration in configurations}) == len(configurations)
 
@@ -425,16 +436,17 @@ def test_a_run_is_told_apart_by_all_that_its_losses_depend_on():
     "changes, settings, message",
     [
         ({"in_channels": 9}, {}, "in_channels=9"),
-        ({}, {"image_encoder": ImageEncoder(CODEC)}, "latent_channels=4"),
-        ({"context_width": 12}, {"text_encoder": TextEncoder(TEXT)}, "width=8, context_width=12"),
-        ({}, {"text_encoder": TextEncoder(TEXT)}, "context_width=None"),
+        ({}, {"image_encoder": image_encoder}, "latent_channels=4"),
+        ({"context_width": 12}, {"text_encoder": text_encoder}, "width=8, context_width=12"),
+        ({}, {"text_encoder": text_encoder}, "context_width=None"),
         ({"context_width": 8}, {"train_text_encoder": True}, "needs a `text_encoder`"),
         ({}, {"objective": Objective(caption_dropout=0.1)}, "caption_dropout=0.1"),
     ],
 )
 def test_parts_that_do_not_fit(changes, settings, message):
+    parts = {name: part() if callable(part) else part for name, part in settings.items()}
     with pytest.raises(ValueError, match=message):
-        DiffusionTrainer(network(**changes), SCHEDULE, **settings)
+        DiffusionTrainer(shared_network(**changes), SCHEDULE, **parts)
 
 
 @pytest.mark.parametrize(
@@ -442,7 +454,7 @@ def test_parts_that_do_not_fit(changes, settings, message):
     [("images", "need `images`"), ("label", "need `label`"), ("context", "`text_encoder`")],
 )
 def test_batches_that_lack_something(missing, message):
-    trainer = DiffusionTrainer(network(context_width=8, num_classes=5), SCHEDULE)
+    trainer = DiffusionTrainer(shared_network(context_width=8, num_classes=5), SCHEDULE)
     label = np.zeros(4, "int32")
     batch = {"images": images(), "label": label, "context": random(4, 3, 8)}
     del batch[missing]

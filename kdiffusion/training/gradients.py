@@ -82,15 +82,11 @@ def programs(
         trainer: `Trainer`.
         optimizers: a built optimizer for each of the trainer's groups.
         averages: variables that follow all groups' variables, in order; empty for none.
-        jit_compile: bool or `"auto"`, whether TensorFlow uses XLA. Automatic means on accelerators
-            and in float32.
+        jit_compile: bool or `"auto"`, whether TensorFlow uses XLA, see `backend.use_jit`.
     """
     if backend.name() == "jax":
         return _JaxPrograms(trainer, optimizers, averages)
-    dtypes = {layer.compute_dtype for layer in trainer.layers}
-    # Unlike a network alone, a training step in float32 is faster with XLA on a CPU too.
-    jit = backend.use_jit(jit_compile) or (jit_compile == "auto" and dtypes <= {"float32"})
-    return _TensorFlowPrograms(trainer, optimizers, averages, jit)
+    return _TensorFlowPrograms(trainer, optimizers, averages, backend.use_jit(jit_compile))
 
 
 class _TensorFlowPrograms:
@@ -163,7 +159,7 @@ class _TensorFlowPrograms:
                 for average, variable in zip(averages, variables):
                     if average is not None:
                         average.assign(_follow(average.value, variable.value, decay))
-                before = [tf.identity(variable.value) for variable in (*variables, *shared)]
+                before = [tf.group(*(tf.identity(v.value) for v in (*variables, *shared)))]
 
 
 class _JaxPrograms:
