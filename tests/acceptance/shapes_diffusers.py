@@ -11,16 +11,18 @@ import numpy as np
 import torch
 from diffusers import StableDiffusionPipeline
 
+import kdiffusion
 from kdiffusion import StableDiffusion
 from kdiffusion.training.scenes_data import evaluation_scenes
 
+SHAPES = Path(kdiffusion.__file__).parent / "shapes"
 BAR = 2  # of 255
 SETTINGS = {"num_inference_steps": 20, "guidance_scale": 7.5}
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--preset", type=Path, required=True, help="folder of the model")
+    parser.add_argument("--preset", type=Path, default=SHAPES, help="folder of the model")
     parser.add_argument("--count", type=int, default=16, help="how many pictures")
     arguments = parser.parse_args()
     scenes = evaluation_scenes("held-out templates", arguments.count)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from PIL import Image
 
+import kdiffusion
 from kdiffusion import StableDiffusion
 from kdiffusion.training.clip import CLIPTrainer
 from kdiffusion.training.report import grid
@@ -20,12 +21,14 @@ from kdiffusion.training.scenes_data import SPLITS, evaluation_scenes
 from kdiffusion.training.scenes_report import evaluate, markdown
 from kdiffusion.training.shapes_report import draw, measure_clip
 
+SHAPES = Path(kdiffusion.__file__).parent / "shapes"
+MAX_BYTES = 15_000_000
 ONE_BAR, TWO_BAR, SHUFFLED_BAR, RETRIEVAL_BAR = 0.85, 0.60, 0.05, 0.90
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--preset", type=Path, required=True, help="folder of the model")
+    parser.add_argument("--preset", type=Path, default=SHAPES, help="folder of the model")
     parser.add_argument("--count", type=int, default=512, help="how many held-out prompts")
     parser.add_argument("--grid", type=Path, help="PNG file for the first pictures of each kind")
     arguments = parser.parse_args()
@@ -46,11 +49,14 @@ def main():
         ("CLIP, text to image", found["text_to_image@1"], RETRIEVAL_BAR),
         ("CLIP, image to text", found["image_to_text@1"], RETRIEVAL_BAR),
     ]
+    size = sum(path.stat().st_size for path in arguments.preset.rglob("*") if path.is_file())
+    print(f"{size:,} bytes, at most {MAX_BYTES:,}")
     failed = [name for name, share, bar in results if share < bar]
+    failed += ["size"] if size > MAX_BYTES else []
     for name, share, bar in results:
         side = "at least" if bar > 0 else "at most"
         print(f"{name}: {abs(share):.1%}, {side} {abs(bar):.0%}")
-    print(f"{len(results) - len(failed)} passed, {len(failed)} failed")
+    print(f"{len(results) + 1 - len(failed)} passed, {len(failed)} failed")
     sys.exit(bool(failed))
 
 
