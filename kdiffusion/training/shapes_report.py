@@ -17,7 +17,7 @@ from kdiffusion.training.scenes import Words, render
 from kdiffusion.training.scenes_data import SPLITS, evaluation_scenes, scene_tokenizer
 from kdiffusion.training.scenes_report import markdown
 
-_DRAWN = 32  # pictures that are drawn at a time
+_DRAWN = 16  # pictures that are drawn at a time
 
 
 def draw(model: StableDiffusion, prompts: list[str], **settings) -> np.ndarray:
