@@ -97,6 +97,7 @@ class Recipe:
         latents: int, scenes whose latents the diffusion model is trained with.
         min_psnr: float, in dB, that reconstructions must reach, see `check_autoencoder`.
         min_accuracy: float, share of reconstructions that must show all that their captions say.
+        min_retrieval: float, share of first guesses of CLIP that must be right, see `measure_clip`.
         prompts: int, how many the model and its parts are measured with.
         reported: bool, whether the model is measured when it is done, which takes all words.
     """
@@ -148,6 +149,7 @@ class Recipe:
     latents: int = 65_536
     min_psnr: float = 33.0
     min_accuracy: float = 0.98
+    min_retrieval: float = 0.9
     prompts: int = 512
     reported: bool = True
 
@@ -209,7 +211,11 @@ def _reconstruct(autoencoder, pictures):
 
 
 def train_clip(recipe: Recipe, folder: Path) -> None:
-    """Train CLIP, and measure how well it finds held-out captions' pictures and back."""
+    """Train CLIP, and go on only if it finds held-out captions' pictures and the other way round.
+
+    Raises:
+        ValueError: If it finds too few.
+    """
     tower = ImageTower(recipe.image_tower, name="image_tower")
     encoder = TextEncoder(recipe.text_encoder, name="text_encoder")
     for network in (tower, encoder):
@@ -218,6 +224,12 @@ def train_clip(recipe: Recipe, folder: Path) -> None:
     _train(trainer, recipe.data, recipe.clip_stage, folder / "clip" / "run")
     figures = measure_clip(trainer, recipe.words, recipe.prompts // 2)
     print("clip:", figures, flush=True)
+    found = min(figures["text_to_image@1"], figures["image_to_text@1"])
+    if found < recipe.min_retrieval:
+        raise ValueError(
+            f"CLIP must find {recipe.min_retrieval:.0%} of held-out captions and pictures. "
+            f"Received: {found:.1%}. Train it longer, or make it wider."
+        )
     _write_json(folder / "clip.json", figures)
     trainer.save(folder / "clip" / "model", "float16")
 
@@ -388,6 +400,7 @@ MICRO = Recipe(
     latents=2048,
     min_psnr=20.0,
     min_accuracy=0.5,
+    min_retrieval=0.0,
     prompts=64,
     reported=False,
 )
