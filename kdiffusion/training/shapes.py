@@ -22,7 +22,6 @@ from keras import ops
 from PIL import Image
 
 from kdiffusion import backend
-from kdiffusion.images import to_uint8
 from kdiffusion.models.diffusion_model import DiffusionModel
 from kdiffusion.models.image_decoder import ImageDecoder
 from kdiffusion.models.image_encoder import ImageEncoder
@@ -57,7 +56,14 @@ from kdiffusion.training.scenes_data import (
 )
 from kdiffusion.training.scenes_latents import SceneLatents
 from kdiffusion.training.scenes_report import evaluate, judge_all
-from kdiffusion.training.shapes_report import card, draw, measure_clip, versions
+from kdiffusion.training.shapes_report import (
+    card,
+    draw,
+    measure_clip,
+    psnr,
+    reconstruct,
+    versions,
+)
 from kdiffusion.training.trainer import Trainer
 from kdiffusion.weights import without_projection
 
@@ -186,28 +192,19 @@ def check_autoencoder(recipe: Recipe, folder: Path) -> None:
     """
     scenes = evaluation_scenes("seen", recipe.prompts, words=recipe.words)
     pictures = render(scenes, recipe.image_size)
-    autoencoder = _parts(folder / "autoencoder" / "model", "image_encoder", "image_decoder")
-    reconstructions = np.concatenate(
-        [_reconstruct(autoencoder, pictures[i : i + 32]) for i in range(0, len(pictures), 32)]
-    )
-    error = np.square(np.subtract(pictures, reconstructions, dtype=np.float64))
-    psnr = float(np.mean(10 * np.log10(255**2 / error.mean(axis=(1, 2, 3)))))
-    figures = {"psnr": psnr} | judge_all(reconstructions, scenes)
-    print("autoencoder:", figures, flush=True)
+    halves = _parts(folder / "autoencoder" / "model", "image_encoder", "image_decoder")
+    reconstructions = reconstruct(**halves, pictures=pictures)
     shown = np.stack([pictures[:16], reconstructions[:16]], axis=1)
     Image.fromarray(grid(shown.reshape(-1, *shown.shape[2:]))).save(folder / "autoencoder.png")
-    if psnr < recipe.min_psnr or figures["all"] < recipe.min_accuracy:
+    figures = {"psnr": psnr(pictures, reconstructions)} | judge_all(reconstructions, scenes)
+    print("autoencoder:", figures, flush=True)
+    if figures["psnr"] < recipe.min_psnr or figures["all"] < recipe.min_accuracy:
         raise ValueError(
             f"The autoencoder must reach {recipe.min_psnr} dB and {recipe.min_accuracy:.0%} right "
-            f"reconstructions. Received: {psnr:.2f} dB and {figures['all']:.1%}. Train it longer, "
-            "or make it wider."
+            f"reconstructions. Received: {figures['psnr']:.2f} dB and {figures['all']:.1%}. Train "
+            "it longer, or make it wider."
         )
     _write_json(folder / "autoencoder.json", figures)
-
-
-def _reconstruct(autoencoder, pictures):
-    latents = autoencoder["image_encoder"](pictures / np.float32(127.5) - np.float32(1.0))["mean"]
-    return to_uint8(ops.convert_to_numpy(autoencoder["image_decoder"](latents)))
 
 
 def train_clip(recipe: Recipe, folder: Path) -> None:

@@ -8,8 +8,12 @@ from typing import Any
 
 import keras
 import numpy as np
+from keras import ops
 
 import kdiffusion
+from kdiffusion.images import to_uint8
+from kdiffusion.models.image_decoder import ImageDecoder
+from kdiffusion.models.image_encoder import ImageEncoder
 from kdiffusion.stable_diffusion import StableDiffusion
 from kdiffusion.training.clip import CLIPTrainer
 from kdiffusion.training.clip_metrics import retrieval
@@ -17,7 +21,7 @@ from kdiffusion.training.scenes import Words, render
 from kdiffusion.training.scenes_data import SPLITS, evaluation_scenes, scene_tokenizer
 from kdiffusion.training.scenes_report import markdown
 
-_DRAWN = 16  # pictures that are drawn at a time
+_AT_A_TIME = 16  # pictures
 
 
 def draw(model: StableDiffusion, prompts: list[str], **settings) -> np.ndarray:
@@ -32,14 +36,44 @@ def draw(model: StableDiffusion, prompts: list[str], **settings) -> np.ndarray:
         (n, height, width, 3) uint8.
     """
     pictures = []
-    for start in range(0, len(prompts), _DRAWN):
-        some = prompts[start : start + _DRAWN]
+    for start in range(0, len(prompts), _AT_A_TIME):
+        some = prompts[start : start + _AT_A_TIME]
         # Always as many, so that nothing is compiled for the last ones.
-        some = some + some[-1:] * (min(_DRAWN, len(prompts)) - len(some))
+        some = some + some[-1:] * (min(_AT_A_TIME, len(prompts)) - len(some))
         pictures.append(
             model.text_to_image(some, num_steps=20, seed=start, verbose=0, **settings)
         )
     return np.concatenate(pictures)[: len(prompts)]
+
+
+def reconstruct(
+    image_encoder: ImageEncoder, image_decoder: ImageDecoder, pictures: np.ndarray
+) -> np.ndarray:
+    """Pictures from the means of their latents.
+
+    Args:
+        image_encoder, image_decoder: the two halves of an autoencoder.
+        pictures: (n, height, width, 3) uint8.
+
+    Returns:
+        Likewise.
+    """
+    parts = []
+    for start in range(0, len(pictures), _AT_A_TIME):
+        part = _to_model(pictures[start : start + _AT_A_TIME])
+        decoded = image_decoder(image_encoder(part)["mean"])
+        parts.append(to_uint8(ops.convert_to_numpy(decoded)))
+    return np.concatenate(parts)
+
+
+def psnr(pictures: np.ndarray, others: np.ndarray) -> float:
+    """The mean of the pictures' peak signal-to-noise ratios, in dB.
+
+    Args:
+        pictures, others: (n, height, width, 3) uint8.
+    """
+    error = np.square(np.subtract(pictures, others, dtype=np.float64)).mean(axis=(1, 2, 3))
+    return float(np.mean(10.0 * np.log10(255.0**2 / np.maximum(error, 1e-3))))
 
 
 def measure_clip(trainer: CLIPTrainer, words: Words = Words(), count: int = 256) -> dict[str, Any]:
@@ -60,10 +94,14 @@ def measure_clip(trainer: CLIPTrainer, words: Words = Words(), count: int = 256)
     pictures = render(scenes, trainer.image_tower.architecture.image_size)
     captions = [scene.caption for scene in scenes]
     return retrieval(
-        trainer.encode_images(pictures / np.float32(127.5) - np.float32(1.0)),
+        trainer.encode_images(_to_model(pictures)),
         trainer.encode_text(scene_tokenizer().rows(captions)),
         captions,
     )
+
+
+def _to_model(pictures):
+    return pictures / np.float32(127.5) - np.float32(1.0)
 
 
 def versions() -> dict[str, str]:
