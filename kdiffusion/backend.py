@@ -201,6 +201,38 @@ def value_and_gradient(function: Callable[[Any], Any], tensor: Any) -> tuple[Any
     return value, tape.gradient(value, tensor)
 
 
+def checkpoint(function: Callable, variables: Sequence[keras.Variable]) -> Callable:
+    """A function whose gradients compute it once more, so that nothing inside it is kept.
+
+    Args:
+        function: pure function of tensors, the first of floating point; it may read variables.
+        variables: those that it reads.
+    """
+    if name() != "jax":
+        return keras.remat(function)
+    import jax
+
+    def pure(weights, arguments, options):
+        with keras.StatelessScope(state_mapping=list(zip(variables, weights))):
+            return function(*arguments, **options)
+
+    def forward(*inputs):
+        return pure(*inputs), inputs
+
+    def backward(inputs, gradient):
+        weights, (first, *others), options = inputs
+        # XLA drops the barriers of `jax.checkpoint` on a CPU, so it would compute all of it at
+        # once and early. This addition of zero makes it wait for the gradient.
+        zero = (0.0 * jax.tree.leaves(gradient)[0].ravel()[0]).astype(first.dtype)
+        return jax.vjp(pure, weights, (first + zero, *others), options)[1](gradient)
+
+    checkpointed = jax.custom_vjp(pure)
+    checkpointed.defvjp(forward, backward)
+    return lambda *arguments, **options: checkpointed(
+        [variable.value for variable in variables], arguments, options
+    )
+
+
 def weights_of(model: keras.Model) -> list[Any]:
     """All variables of a model, as arguments for a compiled function: JAX's by their values.
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from keras import ops
 
-from kdiffusion import presets
+from kdiffusion import backend, presets
 from kdiffusion.models import attention
 from kdiffusion.models.attention import SpatialTransformer
 from kdiffusion.models.diffusion_model import DiffusionModel
@@ -135,6 +135,36 @@ def test_every_block_of_the_unet_is_checkpointed():
     blocks = {layer.name for layer in DiffusionModel(UNET).layers if isinstance(layer, kinds)}
     assert len(blocks) == 12
     assert blocks <= set(DiffusionModel.blocks(UNET))
+
+
+def test_a_checkpointed_function_keeps_only_what_goes_in():
+    if backend.name() != "jax":
+        pytest.skip("TensorFlow does not say how much memory a program takes")
+    import jax
+
+    generator = np.random.default_rng(0)
+    kernel = keras.Variable(generator.normal(size=(64, 64)).astype("float32") / 8)
+    x = generator.normal(size=(1024, 64)).astype("float32")
+
+    def block(x, scale):
+        for _ in range(16):
+            x = ops.tanh(scale * ops.matmul(x, kernel))
+        return x
+
+    def program(block):
+        def total(value, x):
+            with keras.StatelessScope(state_mapping=[(kernel, value)]):
+                for _ in range(4):
+                    x = block(x, scale=1.5)
+            return ops.sum(ops.square(x))
+
+        return jax.jit(jax.grad(total, (0, 1))).lower(kernel.value, x).compile()
+
+    plain, checkpointed = program(block), program(backend.checkpoint(block, [kernel]))
+    sizes = [p.memory_analysis().temp_size_in_bytes for p in (plain, checkpointed)]
+    assert sizes[1] < 0.5 * sizes[0]
+    for found, wanted in zip(checkpointed(kernel.value, x), plain(kernel.value, x)):
+        np.testing.assert_allclose(found, wanted, atol=1e-4 * np.abs(wanted).max())
 
 
 def test_autoencoder_shapes_follow_the_downsampling_factor():

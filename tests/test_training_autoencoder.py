@@ -26,12 +26,17 @@ from kdiffusion.training.loop import Loop
 from kdiffusion.training.loop_settings import LoopSettings
 from kdiffusion.weights import arrays_of
 
+# Few layers, which are built and compiled quickly.
 KL = presets.AutoencoderArchitecture(
-    channels=(8, 16), layers_per_level=1, num_groups=4, latent_channels=3, latent_scale=1.0
+    channels=(8,),
+    layers_per_level=1,
+    num_groups=4,
+    latent_channels=3,
+    latent_scale=1.0,
+    mid_attention=False,
 )
 VQ = dataclasses.replace(KL, codebook_size=32)
-# Few layers, which compile quickly.
-FLAT = dataclasses.replace(KL, channels=(8,), mid_attention=False)
+LEVELS = dataclasses.replace(KL, channels=(8, 16), mid_attention=True)
 ADVERSARIAL = AutoencoderObjective(disc_start=2, disc_warmup=2)
 
 
@@ -71,7 +76,7 @@ class Pictures:
 
 @pytest.mark.parametrize("codebook_size", [None, 32])
 def test_an_autoencoder_learns(codebook_size):
-    model = trainer(dataclasses.replace(FLAT, codebook_size=codebook_size))
+    model = trainer(dataclasses.replace(KL, codebook_size=codebook_size))
     before = figures(model, 0)
     model.compile(keras.optimizers.Adam(3e-3))
     model.fit({"images": pictures()}, batch_size=8, epochs=30, verbose=0)
@@ -131,7 +136,7 @@ def test_the_perceptual_network_is_not_trained():
     def distance(first, second):
         return squared(network(first), network(second))
 
-    model = trainer(FLAT, perceptual=distance)
+    model = trainer(perceptual=distance)
     model.network = network
     before = network.get_weights()
     model.compile(keras.optimizers.SGD(0.1))
@@ -141,7 +146,7 @@ def test_the_perceptual_network_is_not_trained():
 
 
 def test_each_group_follows_its_own_optimizer():
-    model = trainer(FLAT, adversarial=True)
+    model = trainer(adversarial=True)
     start = {name: [v.numpy() for v in group] for name, group in model.groups.items()}
     model.compile(
         {"autoencoder": keras.optimizers.SGD(0.0), "discriminator": keras.optimizers.SGD(0.1)}
@@ -184,7 +189,7 @@ def test_optimizers_that_fit_refuses():
 
 
 def test_the_loop_trains_both_groups(tmp_path):
-    model = trainer(FLAT, adversarial=True)
+    model = trainer(adversarial=True)
     before = {name: [v.numpy() for v in group] for name, group in model.groups.items()}
     optimizers = {name: keras.optimizers.Adam(1e-3) for name in model.groups}
     settings = LoopSettings(batch_size=4, verbose=0, jit_compile=False)
@@ -265,7 +270,7 @@ def test_latents_that_have_no_scale(value):
 
 
 @pytest.mark.parametrize(
-    "architecture, kind", [(KL, "global"), (KL, "channel"), (VQ, "global"), (KL, "keep")]
+    "architecture, kind", [(LEVELS, "global"), (KL, "channel"), (VQ, "global"), (KL, "keep")]
 )
 def test_what_is_saved_is_the_scaled_autoencoder(tmp_path, architecture, kind):
     model = trainer(architecture, latent_scale=kind)

@@ -41,6 +41,12 @@ class Block(keras.layers.Layer):
         super().__init__(**kwargs)
         self.kernel_initializer = kernel_initializer
 
+    def rematerialized_call(self, layer_call, *args, **kwargs):
+        mode = self._remat_mode
+        if mode and mode.mode == "list_of_layers" and self.name in mode.layer_names:
+            return backend.checkpoint(layer_call, self.variables)
+        return super().rematerialized_call(layer_call, *args, **kwargs)
+
     def conv(self, filters, kernel_size, name, strides=1, padding="same"):
         return conv2d(
             filters,

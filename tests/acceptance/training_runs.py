@@ -1,6 +1,7 @@
 """Training runs in processes of their own, that tell what they do and can be killed meanwhile.
 
 Processes are forked after the imports, before anything is computed, so one starts within a moment.
+What reports import, matplotlib and for TensorBoard TensorFlow, is imported before the forks too.
 """
 
 import contextlib
@@ -14,7 +15,9 @@ import warnings
 from pathlib import Path
 
 import keras
+import matplotlib.figure  # noqa: F401
 import numpy as np
+import tensorflow  # noqa: F401
 from keras import ops
 
 from kdiffusion.models.diffusion_model import DiffusionModel
