@@ -366,7 +366,7 @@ def _write_json(path, values):
     path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
-# A minute of training, beside what compiling takes: pictures of a quarter of the size, and too small
+# A minute of training, beside what compiling takes: pictures of a quarter of the size, too small
 # for kernels that take long to compile.
 MICRO = Recipe(
     words=Words(("red", "blue"), ("circle", "cross"), ("white",), pairs=0.0),
