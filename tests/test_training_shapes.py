@@ -104,7 +104,7 @@ def test_a_bad_autoencoder_stops_the_run(monkeypatch, tmp_path):
     monkeypatch.setattr(shapes, "_parts", lambda *_: {})
     monkeypatch.setattr(shapes, "reconstruct", lambda pictures: pictures // 2)
     recipe = dataclasses.replace(shapes.MICRO, prompts=8)
-    with pytest.raises(ValueError, match="must reach 20.0 dB and 50% right reconstructions"):
+    with pytest.raises(ValueError, match="must reach 20.0 dB and 25% right reconstructions"):
         shapes.check_autoencoder(recipe, tmp_path)
     assert (tmp_path / "autoencoder.png").exists() and not (tmp_path / "autoencoder.json").exists()
     monkeypatch.setattr(shapes, "reconstruct", lambda pictures: pictures)

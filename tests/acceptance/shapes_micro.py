@@ -2,7 +2,7 @@
 
     python tests/acceptance/shapes_micro.py [--out FOLDER]
 
-Two colours, two shapes, two backgrounds. Luck is what somebody reaches who draws perfectly, but
+Two colours, two shapes, one background. Luck is what somebody reaches who draws perfectly, but
 scenes of other prompts.
 """
 
@@ -22,6 +22,7 @@ from kdiffusion.training.shapes import MICRO, run
 from kdiffusion.training.shapes_report import draw
 
 TIMES = 5
+PROMPTS = 64
 SHIFTS = 16
 
 
@@ -35,7 +36,7 @@ def main():
         run(MICRO, folder)
         clock, processor = time.monotonic() - start[0], time.process_time() - start[1]
         print(f"trained in {clock:.0f} s of the clock, {processor:.0f} s of processors")
-        scenes = evaluation_scenes("seen", MICRO.prompts, words=MICRO.words)
+        scenes = evaluation_scenes("seen", PROMPTS, words=MICRO.words)
         pictures = draw(StableDiffusion.from_preset(folder / "model"), [s.caption for s in scenes])
     found = judge_all(pictures, scenes)
     luck = chance(scenes)
