@@ -57,13 +57,12 @@ class Peer:
         def compute(x):
             batch, tokens, heads, width = x.shape
             flat = ops.reshape(x, (batch, tokens, heads * width))
-            y = attend(flat, flat, flat, heads, use_flash=flash.works(width, dtype))
+            y = attend(flat, flat, flat, heads, use_flash=use_flash[width])
             return ops.reshape(y, x.shape)
 
         run = backend.compile_function(compute, backend.use_jit(self.model.jit_compile))
         tensors = [ops.cast(x, dtype) for x in inputs.attention(side)]
-        for width in {x.shape[-1] for x in tensors}:
-            flash.works(width, dtype)
+        use_flash = {x.shape[-1]: flash.works(x.shape[-1], dtype) for x in tensors}
         return lambda: [ops.convert_to_numpy(ops.cast(run(x), "float32")) for x in tensors]
 
     def picture(self, side, num_steps):

@@ -1,6 +1,7 @@
 """Scenes to train with, and scenes to evaluate with, whose captions training has not seen."""
 
 import functools
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -77,6 +78,26 @@ class SceneData:
             "tokens": self.tokenizer.rows([scene.caption for scene in scenes]),
             "index": np.arange(size, dtype=np.int32),
         }
+
+
+class SceneSource(Sequence):
+    """The first scenes of training as samples for `Data`, which orders them anew each epoch.
+
+    Args:
+        data: `SceneData`.
+        count: int, how many scenes.
+    """
+
+    def __init__(self, data: SceneData, count: int):
+        self.data = data
+        self._numbers = range(count)
+
+    def __len__(self):
+        return len(self._numbers)
+
+    def __getitem__(self, index):
+        (scene,) = self.data.scenes(self._numbers[index], 1)
+        return {"image": render([scene], self.data.image_size)[0], "caption": scene.caption}
 
 
 @functools.cache

@@ -21,12 +21,12 @@ import numpy as np
 from keras import ops
 from PIL import Image
 
-from kdiffusion import backend
 from kdiffusion.models.diffusion_model import DiffusionModel
 from kdiffusion.models.image_decoder import ImageDecoder
 from kdiffusion.models.image_encoder import ImageEncoder
 from kdiffusion.models.image_tower import ImageTower
 from kdiffusion.models.text_encoder import TextEncoder
+from kdiffusion.preprocessing import Preprocessing
 from kdiffusion.presets import (
     AutoencoderArchitecture,
     DiffusionArchitecture,
@@ -38,9 +38,10 @@ from kdiffusion.sources import CheckpointSource
 from kdiffusion.stable_diffusion import StableDiffusion
 from kdiffusion.training import clip_initialization
 from kdiffusion.training.autoencoder import AutoencoderObjective, AutoencoderTrainer
+from kdiffusion.training.cache import cached
 from kdiffusion.training.clip import CLIPTrainer, exclude_from_decay
 from kdiffusion.training.configuration import OptimizerSettings
-from kdiffusion.training.data import Batches, Prefetch
+from kdiffusion.training.data import Batches, Data, Prefetch
 from kdiffusion.training.diffusion import DiffusionTrainer
 from kdiffusion.training.loop import Loop
 from kdiffusion.training.loop_settings import LoopSettings
@@ -51,10 +52,10 @@ from kdiffusion.training.scenes import Words, render
 from kdiffusion.training.scenes_data import (
     MAX_LENGTH,
     SceneData,
+    SceneSource,
     evaluation_scenes,
     scene_tokenizer,
 )
-from kdiffusion.training.scenes_latents import SceneLatents
 from kdiffusion.training.scenes_report import evaluate, judge_all
 from kdiffusion.training.shapes_report import (
     card,
@@ -243,12 +244,16 @@ def diffusion_parts(recipe: Recipe, folder: Path) -> tuple[DiffusionTrainer, Bat
     """The trainer of the diffusion model, and its data, made of what stands in the folder."""
     clip = CLIPTrainer.from_folder(folder / "clip" / "model", "float32")
     models = _parts(folder / "autoencoder" / "model", "image_encoder", "image_decoder")
-    latents = SceneLatents(
-        recipe.data, models["image_encoder"], folder / "autoencoder" / "latents", recipe.latents
+    size = (recipe.image_size,) * 2
+    source = SceneSource(recipe.data, recipe.latents)
+    latents = cached(
+        Data(source, Preprocessing(*size), clip.tokenizer, seed=recipe.seed),
+        folder / "autoencoder" / "latents",
+        image_encoder=models["image_encoder"],
+        batch_size=32,
     )
     models["text_encoder"] = without_projection(clip.text_encoder)
     models["diffusion_model"] = DiffusionModel(recipe.diffusion_model, name="diffusion_model")
-    size = (recipe.image_size,) * 2
     model = StableDiffusion.from_parts(models, recipe.schedule, size, tokenizer=clip.tokenizer)
     prompts = [scene.caption for scene in evaluation_scenes("seen", 16, words=recipe.words)]
     trainer = DiffusionTrainer.from_model(
@@ -347,8 +352,6 @@ def _train(trainer: Trainer, data: Batches, stage: Stage, folder: Path) -> Loop:
         save_every=stage.save_every,
         keep=2,
         sample_every=4 * stage.save_every,
-        # On a CPU too TensorFlow's own kernels train these small convolutions faster than XLA's.
-        jit_compile=backend.use_jit("auto"),
     )
     with Prefetch(data) as batches:
         loop = Loop(trainer, optimizer, batches, folder, loop_settings)
