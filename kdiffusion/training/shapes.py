@@ -151,7 +151,7 @@ class Recipe:
     autoencoder_stage: Stage = Stage(4000, 16, 2e-3)
     clip_stage: Stage = Stage(3000, 128, 1e-3, warmup_steps=100)
     diffusion_stage: Stage = Stage(
-        25_000, 32, 1e-3, warmup_steps=200, ema_decay=0.999, save_every=500
+        14_000, 32, 1e-3, warmup_steps=200, ema_decay=0.999, save_every=500
     )
     latents: int = 65_536
     min_psnr: float = 33.0
