@@ -233,6 +233,34 @@ def checkpoint(function: Callable, variables: Sequence[keras.Variable]) -> Calla
     )
 
 
+def with_gradient_of(function: Callable, computed: Callable) -> Callable:
+    """A function that is computed in one way and differentiated in another.
+
+    Args:
+        function: pure function of tensors whose gradients are taken.
+        computed: another with the same values.
+
+    Returns:
+        Function like these; under JAX `computed`, which is differentiated as it is.
+    """
+    if name() != "tensorflow":
+        return computed
+    import tensorflow as tf
+
+    @tf.custom_gradient
+    def call(*tensors):
+        def gradient(upstream):
+            with tf.GradientTape() as tape:
+                tape.watch(tensors)
+                value = function(*tensors)
+            return tape.gradient(value, tensors, upstream)
+
+        return computed(*tensors), gradient
+
+    # A variable that is read inside would count as one that the function owns.
+    return lambda *arguments: call(*map(tf.convert_to_tensor, arguments))
+
+
 def weights_of(model: keras.Model) -> list[Any]:
     """All variables of a model, as arguments for a compiled function: JAX's by their values.
 

@@ -13,7 +13,7 @@ import keras
 from keras import ops
 
 from kdiffusion import backend
-from kdiffusion.models import kernels
+from kdiffusion.models import kernels, winograd
 
 _serializable = keras.saving.register_keras_serializable(package="kdiffusion")
 
@@ -87,12 +87,14 @@ def conv2d(filters, kernel_size, name, **kwargs):
 
 @_serializable
 class Convolution(keras.layers.Conv2D):
-    """Keras's convolution, computed as a matrix product where feature maps are small."""
+    """Keras's convolution, computed by matrix products where these are faster."""
 
     def convolution_op(self, inputs, kernel):
         same_size = (self.kernel_size, self.strides, self.padding) == ((3, 3), (1, 1), "same")
         if same_size and kernels.is_small(inputs):
             return kernels.convolve_small(inputs, kernel)
+        if same_size and winograd.pays(inputs, kernel):
+            return winograd.convolve(inputs, kernel)
         return super().convolution_op(inputs, kernel)
 
 
