@@ -1,6 +1,8 @@
 """Latents and text states that are computed once and kept on the disk."""
 
 import json
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -181,3 +183,26 @@ def test_what_cannot_be_cached(tmp_path, image_encoder, text_encoder, monkeypatc
     with pytest.raises(ValueError, match="the encoder returns is NaN or infinite"):
         cached(Data(pictures, SIZE), tmp_path / "nan", image_encoder=image_encoder)
     assert not list(tmp_path.rglob("*.*"))
+
+
+def test_one_thread_at_a_time_parses_the_head_of_a_file(
+    folder, tmp_path, image_encoder, monkeypatch
+):
+    parsing, together = set(), []
+
+    def load(*args, **kwargs):
+        parsing.add(threading.get_ident())
+        time.sleep(0.002)
+        together.append(len(parsing))
+        parsing.discard(threading.get_ident())
+        return genuine(*args, **kwargs)
+
+    data = cached(
+        Data(ImageFolder(folder), SIZE, seed=2, workers=4),
+        tmp_path / "kept",
+        image_encoder=image_encoder,
+    )
+    genuine = np.load
+    monkeypatch.setattr(np, "load", load)
+    data.batch(0, 16)
+    assert together == [1] * 16

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import secrets
+import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,6 +21,10 @@ from kdiffusion.pictures import to_unit
 from kdiffusion.training.data import Arrays, Data, check_columns, draws, labels_and_index
 
 _VERSION = 1  # of what stands in the files; another one makes other names
+
+# NumPy parses the header of a file with `ast`, which fails in CPython 3.11 now and then when two
+# threads do so (github.com/python/cpython/issues/106905).
+_parsing = threading.Lock()
 
 
 class CachedData(Data):
@@ -53,7 +58,7 @@ class CachedData(Data):
         self.broken = data.broken
         self._latents = latents
         self._contexts = contexts
-        self.empty_context = None if contexts is None else np.load(contexts[""])
+        self.empty_context = None if contexts is None else _load(contexts[""]).astype(np.float32)
 
     def batch(self, step: int, size: int) -> Arrays:
         """See `Data.batch`; in place of `images` and `tokens` there may be others.
@@ -70,10 +75,10 @@ class CachedData(Data):
         else:
             parts = {name: sample[name] for name in ("caption", "label") if name in sample}
             flipped = self.preparation.preprocessing.flip and draws(self.seed, place)[2] < 0.5
-            moments = np.load(self._latents[index], mmap_mode="r")[int(flipped)]
+            moments = _load(self._latents[index])[int(flipped)]
             parts["mean"], parts["logvar"] = moments.astype(np.float32)
         if self._contexts is not None:
-            parts["context"] = np.load(self._contexts[parts.pop("caption")]).astype(np.float32)
+            parts["context"] = _load(self._contexts[parts.pop("caption")]).astype(np.float32)
         return parts
 
     def _collate(self, samples):
@@ -282,10 +287,16 @@ def _digest(parts: Iterable[str | bytes]) -> str:
 
 def _is_whole(path: Path) -> bool:
     try:
-        np.load(path, mmap_mode="r")
+        _load(path)
     except (OSError, ValueError, EOFError):  # a file may be cut short after a power failure
         return False
     return True
+
+
+def _load(path: Path) -> np.ndarray:
+    """A file's array, read where it is looked at."""
+    with _parsing:
+        return np.load(path, mmap_mode="r")
 
 
 def _save(path: Path, array: np.ndarray) -> None:
