@@ -9,7 +9,7 @@ from keras import ops
 
 from kdiffusion import backend
 from kdiffusion.models import kernels
-from kdiffusion.models.layers import Convolution, LayerNorm
+from kdiffusion.models.layers import Convolution, LayerNorm, Upsample
 
 
 @pytest.fixture(params=["plain", "fused"])
@@ -94,3 +94,39 @@ def test_only_same_size_convolutions_of_3x3_are_products(monkeypatch):
     assert not products
     assert height(kernel_size=3, padding="same") == 6
     assert len(products) == (not backend.on_accelerator())
+
+
+@pytest.mark.parametrize("batch, height, width", [(1, 2, 3), (2, 8, 8), (3, 1, 2)])
+def test_doubled_feature_maps_are_convolved_the_same(run, batch, height, width):
+    x, kernel = numbers(batch, height, width, 4), numbers(3, 3, 4, 5)
+    doubled = np.repeat(np.repeat(x, 2, axis=1), 2, axis=2)
+    expected = ops.conv(doubled, kernel, padding="same", data_format="channels_last")
+    result = run(kernels.convolve_doubled, x, kernel)
+    np.testing.assert_allclose(result, ops.convert_to_numpy(expected), rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16", "bfloat16"])
+def test_upsampling_doubles_and_convolves(monkeypatch, policy):
+    layer = Upsample(3, dtype=policy)
+    x = ops.cast(numbers(2, 3, 4, 2), layer.compute_dtype)
+    layer.build(x.shape)
+    layer.set_weights([numbers(3, 3, 2, 3), numbers(3)])
+    results = {}
+    for many in (True, False):
+        monkeypatch.setattr(kernels, "are_many", lambda x: many)
+        for like in (None, (6, 8), (5, 8), (6, 7)):
+            feature_map = None if like is None else ops.zeros((2, *like, 1), x.dtype)
+            y = layer(x, feature_map)
+            assert y.shape == (2, *(like or (6, 8)), 3) and y.dtype == x.dtype
+            results[many, like] = ops.convert_to_numpy(ops.cast(y, "float32"))
+    for like in (None, (6, 8), (5, 8), (6, 7)):
+        tolerance = 1e-5 if policy == "float32" else 1e-2
+        np.testing.assert_allclose(
+            results[True, like], results[False, like], rtol=tolerance, atol=100 * tolerance
+        )
+
+
+def test_doubled_maps_are_those_of_many_positions():
+    x = ops.zeros((2, 3, 4, 24))
+    assert kernels.are_many(x) != backend.on_accelerator()
+    assert not kernels.are_many(ops.zeros((2, 3, 4, 25)))
