@@ -47,6 +47,19 @@ def test_it_is_the_same_convolution(layer, monkeypatch, fused, batch, height, wi
     np.testing.assert_allclose(result, convolved(x, kernel), rtol=0, atol=3e-5)
 
 
+def test_it_is_no_less_exact():
+    x, kernel = numbers(1, 8, 8, 320), numbers(3, 3, 320, 16)
+    exact = convolved(x, kernel)
+    ours, plain = (
+        np.sqrt(np.mean(np.square(ops.convert_to_numpy(convolve(x, kernel)) - exact)))
+        for convolve in (
+            winograd.convolve,
+            lambda x, kernel: ops.conv(x, kernel, padding="same", data_format="channels_last"),
+        )
+    )
+    assert ours < 1.5 * plain
+
+
 def test_layers_use_it_and_learn_from_the_plain_one(layer, monkeypatch):
     x = numbers(2, 16, 12, 4)
     layer.build(x.shape)
