@@ -233,7 +233,10 @@ def train_clip(recipe: Recipe, folder: Path) -> None:
 
 
 def train_diffusion(recipe: Recipe, folder: Path) -> None:
-    """Train the diffusion model on cached latents, with a text encoder that stays as it is."""
+    """Train the diffusion model on cached latents, and the text encoder with it.
+
+    CLIP alone tells few captions apart that differ in a place or an order: few pairs of a batch do.
+    """
     trainer, latents = diffusion_parts(recipe, folder)
     loop = _train(trainer, latents, recipe.diffusion_stage, folder / "diffusion" / "run")
     with loop.averages.applied():
@@ -259,6 +262,7 @@ def diffusion_parts(recipe: Recipe, folder: Path) -> tuple[DiffusionTrainer, Bat
     trainer = DiffusionTrainer.from_model(
         model,
         cached=("latents",),
+        train_text_encoder=True,
         objective=Objective(caption_dropout=0.1),
         draw=lambda count: draw(model, prompts[:count]),
     )
