@@ -206,6 +206,37 @@ def test_batches():
     assert SceneData(image_size=96).batch(0, 1)["images"].shape == (1, 96, 96, 3)
 
 
+def test_contrasts_follow_what_they_differ_from():
+    plain, data = SceneData(seed=3), SceneData(seed=3, contrasts=True)
+    scenes = data.scenes(0, 400)
+    assert scenes[::2] == plain.scenes(0, 400)[::2]
+    assert data.scenes(1, 2) == scenes[2:4]
+    kinds = set()
+    for one, other in zip(scenes[::2], scenes[1::2]):
+        assert not grammar.held_out(other.description)
+        assert other.background == one.background and other.template == one.template
+        words, others = one.caption.split(), other.caption.split()
+        if one.description.relation == other.description.relation is not None:
+            assert other.description == one.description.swapped()
+            kinds.add("colours")
+            continue
+        fields = ("things", "position", "relation")
+        (field,) = (
+            name
+            for name in fields
+            if getattr(one.description, name) != getattr(other.description, name)
+        )
+        kinds.add(field)
+        if field == "things":
+            (thing,), (changed,) = one.description.things, other.description.things
+            assert thing.colour == changed.colour
+            assert (thing.shape == changed.shape) != (thing.size == changed.size)
+            kinds.add("shape" if thing.size == changed.size else "size")
+        assert words != others
+        assert len(set(words) ^ set(others)) <= 6
+    assert kinds == {"colours", "things", "shape", "size", "position", "relation"}
+
+
 @pytest.mark.parametrize("split", SPLITS)
 def test_scenes_to_evaluate_with(split):
     scenes = evaluation_scenes(split, 512)

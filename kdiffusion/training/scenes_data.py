@@ -1,5 +1,6 @@
 """Scenes to train with, and scenes to evaluate with, whose captions training has not seen."""
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 
@@ -25,6 +26,9 @@ MAX_LENGTH = 24  # start, at most 17 words and commas, end
 VOCABULARY_SIZE = 512
 LEARNT_CAPTIONS = 1024
 
+OPPOSITES = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
+CONTRAST_STREAM = 4  # after those of the splits
+
 SPLITS = ("seen", "held-out pairs", "held-out templates")
 
 
@@ -36,6 +40,8 @@ class SceneData:
         image_size: int, side of the pictures in pixels.
         words: `Words` that the scenes are made of.
         tokenizer: `SimpleTokenizer` for the captions; `None` for that of `scene_tokenizer`.
+        contrasts: bool, whether every other scene is a `contrast` of the one before it, which
+            CLIP learns most from.
 
     Example:
 
@@ -50,16 +56,23 @@ class SceneData:
         image_size: int = SIZE,
         words: Words = Words(),
         tokenizer: SimpleTokenizer | None = None,
+        contrasts: bool = False,
     ):
         self.seed = seed
         self.image_size = image_size
         self.words = words
         self.tokenizer = tokenizer or scene_tokenizer()
+        self.contrasts = contrasts
 
     def scenes(self, step: int, size: int) -> list[Scene]:
         """The scenes of a batch, `step * size` to `(step + 1) * size - 1`."""
-        places = range(step * size, (step + 1) * size)
-        return [training_scene(self.seed, place, self.words) for place in places]
+        return [self._scene(place) for place in range(step * size, (step + 1) * size)]
+
+    def _scene(self, index):
+        if self.contrasts and index % 2:
+            draws = Draws(self.seed, index, CONTRAST_STREAM)
+            return contrast(training_scene(self.seed, index - 1, self.words), draws, self.words)
+        return training_scene(self.seed, index, self.words)
 
     def batch(self, step: int, size: int) -> dict[str, np.ndarray]:
         """The batch of a step; a pure function of its arguments.
@@ -98,6 +111,57 @@ class SceneSource(Sequence):
     def __getitem__(self, index):
         (scene,) = self.data.scenes(self._numbers[index], 1)
         return {"image": render([scene], self.data.image_size)[0], "caption": scene.caption}
+
+
+def contrast(scene: Scene, draws: Draws, words: Words = Words()) -> Scene:
+    """A scene whose caption differs from another's by as little as makes another picture.
+
+    It has another place, order, size or shape, or the colours of its things are swapped. Without
+    such negatives contrastive training learns which words a caption has, not what it says
+    (Yuksekgonul et al. 2023, arXiv:2210.01936, section 4).
+
+    Args:
+        scene: a `Scene` of training.
+        draws: random choices.
+        words: the words to use.
+
+    Returns:
+        A `Scene` that training may see; with the same words where no other can be made.
+    """
+    changed = _changed(scene.description, words)
+    legal = [[other for other in some if not grammar.held_out(other)] for some in changed]
+    legal = [some for some in legal if some] or [[scene.description]]
+    description = draws.choice(draws.choice(legal))
+    placements = place(description, draws)
+    return dataclasses.replace(scene, description=description, placements=placements)
+
+
+def _changed(description, words):
+    """Descriptions that differ by a word, or by the order of two: a list for each kind."""
+    things = description.things
+
+    def changed(**fields):
+        return dataclasses.replace(description, **fields)
+
+    if len(things) == 2:
+        swapped = description.swapped()
+        return [
+            [changed(relation=OPPOSITES[description.relation])],
+            [swapped] if swapped != description else [],
+        ]
+    (thing,) = things
+
+    def changed_thing(field, values):
+        values = [value for value in values if value != getattr(thing, field)]
+        return [changed(things=(dataclasses.replace(thing, **{field: v}),)) for v in values]
+
+    kinds = [changed_thing("shape", words.shapes)]
+    if thing.size is not None:
+        kinds.append(changed_thing("size", grammar.SIZES))
+    if description.position is not None:
+        others = [other for other in grammar.POSITIONS if other != description.position]
+        kinds.append([changed(position=other) for other in others])
+    return kinds
 
 
 @functools.cache

@@ -160,10 +160,9 @@ class Recipe:
     prompts: int = 512
     reported: bool = True
 
-    @property
-    def data(self) -> SceneData:
-        """The scenes of training, without an end."""
-        return SceneData(self.seed, self.image_size, self.words)
+    def data(self, contrasts: bool = False) -> SceneData:
+        """The scenes of training, without an end, see `SceneData`."""
+        return SceneData(self.seed, self.image_size, self.words, contrasts=contrasts)
 
 
 def train_autoencoder(recipe: Recipe, folder: Path) -> None:
@@ -175,8 +174,8 @@ def train_autoencoder(recipe: Recipe, folder: Path) -> None:
         # 0.001 of the mean divergence beside means over pixels.
         objective=AutoencoderObjective(perceptual_weight=2.0, kl_weight=0.012),
     )
-    _train(trainer, recipe.data, recipe.autoencoder_stage, folder / "autoencoder" / "run")
-    trainer.prepare(recipe.data, 512)
+    _train(trainer, recipe.data(), recipe.autoencoder_stage, folder / "autoencoder" / "run")
+    trainer.prepare(recipe.data(), 512)
     trainer.save(folder / "autoencoder" / "model")
 
 
@@ -219,7 +218,7 @@ def train_clip(recipe: Recipe, folder: Path) -> None:
     for network in (tower, encoder):
         clip_initialization.initialize(network, recipe.seed)
     trainer = CLIPTrainer(tower, encoder, tokenizer=scene_tokenizer())
-    _train(trainer, recipe.data, recipe.clip_stage, folder / "clip" / "run")
+    _train(trainer, recipe.data(contrasts=True), recipe.clip_stage, folder / "clip" / "run")
     figures = measure_clip(trainer, recipe.words, recipe.prompts // 2)
     print("clip:", figures, flush=True)
     found = min(figures["text_to_image@1"], figures["image_to_text@1"])
@@ -248,7 +247,7 @@ def diffusion_parts(recipe: Recipe, folder: Path) -> tuple[DiffusionTrainer, Bat
     clip = CLIPTrainer.from_folder(folder / "clip" / "model", "float32")
     models = _parts(folder / "autoencoder" / "model", "image_encoder", "image_decoder")
     size = (recipe.image_size,) * 2
-    source = SceneSource(recipe.data, recipe.latents)
+    source = SceneSource(recipe.data(), recipe.latents)
     latents = cached(
         Data(source, Preprocessing(*size), clip.tokenizer, seed=recipe.seed),
         folder / "autoencoder" / "latents",
