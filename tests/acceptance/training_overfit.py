@@ -5,7 +5,8 @@
 The pictures are shapes of four kinds and colours on four backgrounds. A model of pixels learns
 them as 64 classes, a model of latents, with an autoencoder and a text encoder of its own, learns
 them from captions. Then each of them is asked for, and must come back; and what is drawn without
-asking must be one of them. An interrupted run goes on where it was, if it has a folder.
+asking must be one of them. Each trains until that is so, or for so long that it counts as failed.
+An interrupted run goes on where it was, if it has a folder.
 """
 
 import argparse
@@ -48,8 +49,9 @@ BAR = 25.0  # dB, from what is drawn to a picture that was learned
 CODEC_BAR = 30.0  # dB, from what the autoencoder makes of a picture to the picture
 FREE = 32  # pictures drawn without asking for any
 SHARE = 0.9  # of these, and of those asked for, that must reach the bar
-STEPS = {"pixels": 2000, "autoencoder": 1000, "latents": 2500}
-DRAWING = {"num_steps": 50, "verbose": 0}
+EVERY = 400  # steps after which it is seen whether it has learned enough
+LIMIT = 6000  # steps
+DRAWING = {"num_steps": 20, "seed": 1, "verbose": 0}
 
 SHAPES = {
     "circle": lambda x, y: np.hypot(x, y) - 6,
@@ -77,9 +79,15 @@ CODEC = AutoencoderArchitecture(
     channels=(32, 64), layers_per_level=1, num_groups=8, mid_attention=False
 )
 TEXT = TextEncoderArchitecture(
-    vocabulary_size=514, width=64, depth=2, num_heads=4, mlp_width=128, end_id=513
+    vocabulary_size=514, max_length=32, width=64, depth=2, num_heads=4, mlp_width=128, end_id=513
 )
-NETWORK = {"layers_per_level": 1, "num_groups": 8}
+NETWORK = {
+    "channels": (32, 64),
+    "layers_per_level": 1,
+    "depths": (0, 1),
+    "num_heads": (4, 4),
+    "num_groups": 8,
+}
 
 
 def main():
@@ -95,9 +103,9 @@ def main():
         folder = arguments.folder or Path(temporary)
         results = [apart < BAR]
         if arguments.only != "latents":
-            results += pixels(pictures, folder)
+            results.append(pixels(pictures, folder))
         if arguments.only != "pixels":
-            results += latents(captions, pictures, folder)
+            results.append(latents(captions, pictures, folder))
     sys.exit(not all(results))
 
 
@@ -114,84 +122,97 @@ def scenes():
     return captions, np.stack(pictures)
 
 
-class Everything:
-    """All pictures at every step."""
+class Some:
+    """Some of the 64 pictures at each step, in random order."""
 
     def __init__(self, **columns):
         self.columns = columns
 
     def batch(self, step, size):
-        return dict(self.columns)
+        chosen = np.random.default_rng(step).choice(64, size, replace=False)
+        return {name: column[chosen] for name, column in self.columns.items()}
 
 
-def train(name, trainer, data, folder, peak_rate):
-    """Learn, or go on learning; the weights are then the averaged ones."""
-    steps = STEPS[name]
-    rate = keras.optimizers.schedules.CosineDecay(
-        0.0, steps - 100, warmup_target=peak_rate, warmup_steps=100, alpha=0.01
+def learn(name, trainer, data, folder, rate, judge):
+    """Train, or go on training, until what the averaged weights make is good enough.
+
+    Args:
+        judge: function without arguments that says how good it is; the weights are then the
+            averaged ones.
+
+    Returns:
+        Whether it is good enough.
+    """
+    optimizer = keras.optimizers.AdamW(
+        keras.optimizers.schedules.PolynomialDecay(rate, LIMIT, rate / 10), weight_decay=1e-4
     )
-    optimizer = keras.optimizers.AdamW(rate, weight_decay=1e-4)
     settings = LoopSettings(
-        batch_size=64, clip_norm=1.0, ema_decay=0.995, log_every=100, save_every=250
+        batch_size=32, clip_norm=1.0, ema_decay=0.99, log_every=50, save_every=EVERY
     )
     loop = Loop(trainer, optimizer, data, folder / name, settings)
-    loop.run(steps)
-    return loop.averages.applied()
+    for steps in range(EVERY, LIMIT + 1, EVERY):
+        loop.run(steps)
+        if loop.step > steps:
+            continue  # a resumed run was beyond
+        with loop.averages.applied():
+            print(f"{name} after {steps} steps:", flush=True)
+            if judge():
+                return True
+    return False
 
 
 def pixels(pictures, folder):
     network = DiffusionModel(
         DiffusionArchitecture(
-            in_channels=3,
-            out_channels=3,
-            channels=(32, 64, 96),
-            depths=(0, 1, 1),
-            num_heads=(4, 4, 4),
-            context_width=None,
-            num_classes=64,
-            **NETWORK,
+            in_channels=3, out_channels=3, context_width=None, num_classes=64, **NETWORK
         )
     )
     model = PixelDiffusion.from_parts({"diffusion_model": network}, SCHEDULE, (SIDE, SIDE))
     trainer = DiffusionTrainer.from_model(model, objective=OBJECTIVE)
-    data = Everything(images=as_float(pictures), label=np.arange(64, dtype=np.int32))
-    with train("pixels", trainer, data, folder, 2e-3):
-        asked = model.generate_image(list(range(64)), seed=1, **DRAWING)
-        free = model.generate_image(batch_size=FREE, seed=1, **DRAWING)
-    return [report_asked("pixels, classes", asked, pictures), report_free("pixels", free, pictures)]
+    data = Some(images=as_float(pictures), label=np.arange(64, dtype=np.int32))
+
+    def judge():
+        asked = model.generate_image(list(range(64)), **DRAWING)
+        if not report_asked("pixels, classes", asked, pictures):
+            return False
+        free = model.generate_image(batch_size=FREE, **DRAWING)
+        return report_free("pixels", free, pictures)
+
+    return learn("pixels", trainer, data, folder, 2e-3, judge)
 
 
 def latents(captions, pictures, folder):
     halves = codec(pictures, folder)
-    network = DiffusionModel(
-        DiffusionArchitecture(
-            channels=(64, 96),
-            depths=(1, 1),
-            num_heads=(4, 4),
-            context_width=TEXT.width,
-            **NETWORK,
-        )
-    )
+    if halves is None:
+        return False
     parts = {
-        "diffusion_model": network,
+        "diffusion_model": DiffusionModel(
+            DiffusionArchitecture(context_width=TEXT.width, **NETWORK)
+        ),
         "text_encoder": TextEncoder(TEXT),
         "image_encoder": halves[0],
         "image_decoder": halves[1],
     }
-    model = StableDiffusion.from_parts(
-        parts, SCHEDULE, (SIDE, SIDE), tokenizer=SimpleTokenizer.byte_level()
+    tokenizer = SimpleTokenizer.byte_level(max_length=TEXT.max_length)
+    model = StableDiffusion.from_parts(parts, SCHEDULE, (SIDE, SIDE), tokenizer=tokenizer)
+    trainer = DiffusionTrainer.from_model(
+        model, cached=("latents",), objective=OBJECTIVE, train_text_encoder=True
     )
-    trainer = DiffusionTrainer.from_model(model, objective=OBJECTIVE, train_text_encoder=True)
-    data = Everything(images=as_float(pictures), tokens=model.tokenizer.rows(captions))
-    drawing = {"unconditional_guidance_scale": 1.0, "seed": 1, **DRAWING}
-    with train("latents", trainer, data, folder, 1e-3):
+    cached = {
+        name: keras.ops.convert_to_numpy(values)
+        for name, values in halves[0](as_float(pictures)).items()
+    }
+    data = Some(tokens=tokenizer.rows(captions), **cached)
+
+    def judge():
+        drawing = {"unconditional_guidance_scale": 1.0, **DRAWING}
         asked = model.text_to_image(captions, **drawing)
+        if not report_asked("latents, captions", asked, pictures):
+            return False
         free = model.text_to_image("", batch_size=FREE, **drawing)
-    return [
-        psnr(remade(halves, pictures), pictures).min() >= CODEC_BAR,
-        report_asked("latents, captions", asked, pictures),
-        report_free("latents", free, pictures),
-    ]
+        return report_free("latents", free, pictures)
+
+    return learn("latents", trainer, data, folder, 2e-3, judge)
 
 
 def codec(pictures, folder):
@@ -200,15 +221,19 @@ def codec(pictures, folder):
     trainer = AutoencoderTrainer(
         *halves, objective=AutoencoderObjective("l2", perceptual_weight=0.0), latent_scale="keep"
     )
-    data = Everything(images=as_float(pictures))
-    with train("autoencoder", trainer, data, folder, 2e-3):
-        halves = scaled(*halves, *measure(halves[0], as_float(pictures)))
-    decibels = psnr(remade(halves, pictures), pictures)
-    print(
-        f"autoencoder: median {np.median(decibels):.1f} dB, at least {decibels.min():.1f} dB",
-        flush=True,
-    )
-    return halves
+    made = []
+
+    def judge():
+        made[:] = scaled(*halves, *measure(halves[0], as_float(pictures)))
+        decibels = psnr(remade(made, pictures), pictures)
+        print(
+            f"autoencoder: median {np.median(decibels):.1f} dB, at least {decibels.min():.1f} dB",
+            flush=True,
+        )
+        return decibels.min() >= CODEC_BAR
+
+    data = Some(images=as_float(pictures))
+    return made if learn("autoencoder", trainer, data, folder, 2e-3, judge) else None
 
 
 def remade(halves, pictures):
