@@ -149,7 +149,7 @@ class Recipe:
     )
     schedule: Schedule = Schedule(prediction="v", rescale_zero_terminal_snr=True)
     autoencoder_stage: Stage = Stage(4000, 16, 2e-3)
-    clip_stage: Stage = Stage(3000, 128, 1e-3, warmup_steps=100)
+    clip_stage: Stage = Stage(6000, 128, 1e-3, warmup_steps=100)
     diffusion_stage: Stage = Stage(
         14_000, 32, 1e-3, warmup_steps=200, ema_decay=0.999, save_every=500
     )
