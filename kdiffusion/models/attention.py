@@ -7,6 +7,7 @@ import math
 import keras
 from keras import ops
 
+from kdiffusion import backend
 from kdiffusion.models import flash, kernels
 from kdiffusion.models.layers import Block
 
@@ -21,7 +22,7 @@ _MASKED = -1e9
 _MAX_LOGITS = 2**26
 
 
-def attend(query, key, value, num_heads, causal=False, use_flash=False):
+def attend(query, key, value, num_heads, causal=False, use_flash=False, keep=True):
     """Scaled dot-product attention with the softmax in float32 (Vaswani et al. 2017, eq. 1).
 
     Large feature maps are attended to in chunks of queries, which changes memory, not numbers.
@@ -33,6 +34,7 @@ def attend(query, key, value, num_heads, causal=False, use_flash=False):
         num_heads: int.
         causal: bool, whether a token sees only itself and those before it.
         use_flash: bool, whether to go through `flash.attend`, never with `causal`.
+        keep: bool, whether the weights of chunks are kept for gradients, or computed once more.
 
     Returns:
         Tensor like `query`.
@@ -47,7 +49,8 @@ def attend(query, key, value, num_heads, causal=False, use_flash=False):
         return _merge_heads(_attend(query, key, value, causal))
     batch, num_heads, tokens, head_dim = query.shape
     query = ops.reshape(query, (batch, num_heads, chunks, tokens // chunks, head_dim))
-    outputs = ops.map(lambda chunk: _attend(chunk, key, value), ops.moveaxis(query, 2, 0))
+    attend_to = _attend if keep else backend.checkpoint(_attend, ())
+    outputs = ops.map(lambda chunk: attend_to(chunk, key, value), ops.moveaxis(query, 2, 0))
     outputs = ops.reshape(
         ops.moveaxis(outputs, 0, 2), (batch, num_heads, tokens, value.shape[-1])
     )
@@ -123,7 +126,10 @@ class Attention(Block):
     def call(self, inputs, context=None):
         source = inputs if context is None else context
         query, key, value = self.query(inputs), self.key(source), self.value(source)
-        x = attend(query, key, value, self.num_heads, self.causal, self.use_flash)
+        # With gradient checkpointing nothing is kept that large, also while a block is computed
+        # once more.
+        keep = self._remat_mode is None
+        x = attend(query, key, value, self.num_heads, self.causal, self.use_flash, keep)
         return self.out(x)
 
     def compute_output_shape(self, inputs_shape, context_shape=None):
