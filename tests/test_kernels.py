@@ -126,6 +126,13 @@ def test_upsampling_doubles_and_convolves(monkeypatch, policy):
         )
 
 
+def test_upsampling_compiles_with_the_weights_that_it_has(run):
+    layer = Upsample(3)
+    x = numbers(2, 3, 4, 2)
+    layer.build(x.shape)
+    np.testing.assert_allclose(run(layer, x), ops.convert_to_numpy(layer(x)), rtol=1e-5, atol=1e-5)
+
+
 def test_doubled_maps_are_those_of_many_positions():
     x = ops.zeros((2, 3, 4, 24))
     assert kernels.are_many(x) != backend.on_accelerator()
