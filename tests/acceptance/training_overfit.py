@@ -187,7 +187,7 @@ def latents(captions, pictures, folder):
         return False
     parts = {
         "diffusion_model": DiffusionModel(
-            DiffusionArchitecture(context_width=TEXT.width, **NETWORK)
+            DiffusionArchitecture(context_width=TEXT.width, **NETWORK), name="diffusion_model"
         ),
         "text_encoder": TextEncoder(TEXT),
         "image_encoder": halves[0],
