@@ -26,10 +26,10 @@ MAX_LENGTH = 24  # start, at most 17 words and commas, end
 VOCABULARY_SIZE = 512
 LEARNT_CAPTIONS = 1024
 
-OPPOSITES = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
-CONTRAST_STREAM = 4  # after those of the splits
-
 SPLITS = ("seen", "held-out pairs", "held-out templates")
+CONTRAST_STREAM = EVALUATION_STREAM + len(SPLITS)  # each split has one of its own
+
+OPPOSITES = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 
 
 class SceneData:

@@ -234,7 +234,7 @@ def train_clip(recipe: Recipe, folder: Path) -> None:
 def train_diffusion(recipe: Recipe, folder: Path) -> None:
     """Train the diffusion model on cached latents, and the text encoder with it.
 
-    CLIP alone tells few captions apart that differ in a place or an order: few pairs of a batch do.
+    Places and orders are little of what CLIP tells pictures apart by, but all of where things are.
     """
     trainer, latents = diffusion_parts(recipe, folder)
     loop = _train(trainer, latents, recipe.diffusion_stage, folder / "diffusion" / "run")
