@@ -62,7 +62,8 @@ def gradient_error(found, expected):
 
 
 def both_discriminators(architecture):
-    keras.utils.set_random_seed(0)
+    # With this seed no activation is as near zero as rounding: there, leaky ReLU's gradient jumps.
+    keras.utils.set_random_seed(5)
     ours, theirs = Discriminator(architecture), reference.patch_gan(architecture).train()
     arrays = {path: array + 0.01 for path, array in weights.arrays_of(ours).items()}
     weights.assign(ours, arrays.items())
