@@ -15,7 +15,7 @@ from kdiffusion.presets import ImageTowerArchitecture, TextEncoderArchitecture
 from kdiffusion.tokenizer import SimpleTokenizer
 from kdiffusion.training import clip
 from kdiffusion.training.clip import CLIPTrainer, contrastive_loss, exclude_from_decay, matches
-from kdiffusion.training.clip_initialization import initialize
+from kdiffusion.training.clip_initialization import initialize, separate_embeddings
 from kdiffusion.training.clip_metrics import retrieval
 from kdiffusion.training.loop import Loop
 from kdiffusion.training.loop_settings import LoopSettings
@@ -357,6 +357,29 @@ def test_initial_deviations_are_those_of_openai():
         "layer_0/fc1/bias": 0,
     }.items():
         assert found[path] == pytest.approx(deviation, rel=0.1), path
+
+
+def test_words_and_places_start_apart():
+    tower, encoder = ImageTower(TOWER), TextEncoder(TEXT)
+    for model in (tower, encoder):
+        initialize(model, 1)
+    before = [numpy(model.get_layer("embedding").variables) for model in (tower, encoder)]
+    separate_embeddings(tower, encoder)
+    after = [numpy(model.get_layer("embedding").variables) for model in (tower, encoder)]
+    for old, new in zip(before[1], after[1]):
+        np.testing.assert_allclose(new, 25 * old, rtol=1e-6)
+    (old,), (new,) = (
+        [value for value in values[0] if value.shape == (5, 32)] for values in (before, after)
+    )
+    np.testing.assert_array_equal(new[0], old[0])
+    # Row by row; a quarter each: sine and cosine of the column, then of the row.
+    columns, rows = np.split(new[1:].reshape(2, 2, 32), 2, axis=-1)
+    np.testing.assert_array_equal(rows, columns.swapaxes(0, 1))
+    np.testing.assert_array_equal(columns[0], columns[1])
+    start, next_one = columns[0]
+    np.testing.assert_array_equal(start, np.repeat([0.0, 1.0], 8))
+    expected = [np.sin(1), np.sin(0.01), np.cos(1), np.cos(0.01)]
+    np.testing.assert_allclose(next_one[[0, 7, 8, 15]], expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize(

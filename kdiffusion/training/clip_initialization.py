@@ -6,6 +6,7 @@ import math
 import zlib
 
 import numpy as np
+from keras import ops
 
 from kdiffusion.models.image_tower import ImageTower
 from kdiffusion.models.text_encoder import TextEncoder
@@ -24,6 +25,40 @@ def initialize(model: ImageTower | TextEncoder, seed: int) -> None:
     """
     for variable in model.variables:
         variable.assign(_draw(model, variable.path, tuple(variable.shape), seed))
+
+
+def separate_embeddings(image_tower: ImageTower, text_encoder: TextEncoder) -> None:
+    """Start words and places far apart, after `initialize`, for small networks and few words.
+
+    As CLIP starts them, what all captions have in common soon outgrows what two words differ in,
+    and colours outweigh a patch's place: a picture and its mirror image then are the same to CLIP,
+    hence "left" and "right" too, and nothing pulls them apart. Here texts' embeddings are longer,
+    and places start as sines and cosines of row and column (Beyer et al. 2022, arXiv:2205.01580).
+
+    Args:
+        image_tower: `ImageTower` whose width is a multiple of 4.
+        text_encoder: `TextEncoder`.
+    """
+    for variable in text_encoder.variables:
+        if variable.path.split("/")[-1] in _EMBEDDINGS:
+            variable.assign(_LONGER * variable.value)
+    architecture = image_tower.architecture
+    side = architecture.image_size // architecture.patch_size
+    embedding = image_tower.get_layer("embedding").position_embedding
+    places = ops.convert_to_numpy(embedding.value).copy()
+    places[1:] = _sines_and_cosines(side, architecture.width)  # the first is the class token's
+    embedding.assign(places)
+
+
+def _sines_and_cosines(side, width):
+    """(side * side, width), for the cells of a square from the top left, row by row."""
+    waves = width // 4
+    frequencies = _LONGEST_WAVE ** -np.linspace(0, 1, waves)
+    angles = np.arange(side)[:, None] * frequencies
+    line = np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
+    columns = np.broadcast_to(line[None, :], (side, side, 2 * waves))
+    rows = np.broadcast_to(line[:, None], (side, side, 2 * waves))
+    return np.concatenate([columns, rows], axis=2).reshape(side * side, width)
 
 
 def _draw(model, path, shape, seed):
@@ -50,3 +85,5 @@ def _deviation(layer, shape, model):
 
 
 _EMBEDDINGS = {"token_embedding": 0.02, "position_embedding": 0.01}
+_LONGER = 25.0
+_LONGEST_WAVE = 100.0  # patches a radian: more than a picture has

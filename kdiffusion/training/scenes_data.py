@@ -116,9 +116,9 @@ class SceneSource(Sequence):
 def contrast(scene: Scene, draws: Draws, words: Words = Words()) -> Scene:
     """A scene whose caption differs from another's by as little as makes another picture.
 
-    It has another place, order, size or shape, or the colours of its things are swapped. Without
-    such negatives contrastive training learns which words a caption has, not what it says
-    (Yuksekgonul et al. 2023, arXiv:2210.01936, section 4).
+    It has another place where one is said; else another order, size or shape, or the colours of
+    its things are swapped. Without such negatives contrastive training learns which words a caption
+    has, not what it says (Yuksekgonul et al. 2023, arXiv:2210.01936, section 4).
 
     Args:
         scene: a `Scene` of training.
@@ -149,6 +149,9 @@ def _changed(description, words):
             [changed(relation=OPPOSITES[description.relation])],
             [swapped] if swapped != description else [],
         ]
+    if description.position is not None:  # the hardest to learn, and seldom said
+        others = [other for other in grammar.POSITIONS if other != description.position]
+        return [[changed(position=other) for other in others]]
     (thing,) = things
 
     def changed_thing(field, values):
@@ -158,9 +161,6 @@ def _changed(description, words):
     kinds = [changed_thing("shape", words.shapes)]
     if thing.size is not None:
         kinds.append(changed_thing("size", grammar.SIZES))
-    if description.position is not None:
-        others = [other for other in grammar.POSITIONS if other != description.position]
-        kinds.append([changed(position=other) for other in others])
     return kinds
 
 

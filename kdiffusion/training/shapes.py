@@ -149,7 +149,7 @@ class Recipe:
     )
     schedule: Schedule = Schedule(prediction="v", rescale_zero_terminal_snr=True)
     autoencoder_stage: Stage = Stage(4000, 16, 2e-3)
-    clip_stage: Stage = Stage(6000, 128, 1e-3, warmup_steps=100)
+    clip_stage: Stage = Stage(4000, 128, 1e-3, warmup_steps=100)
     diffusion_stage: Stage = Stage(
         14_000, 32, 1e-3, warmup_steps=200, ema_decay=0.999, save_every=500
     )
@@ -217,6 +217,7 @@ def train_clip(recipe: Recipe, folder: Path) -> None:
     encoder = TextEncoder(recipe.text_encoder, name="text_encoder")
     for network in (tower, encoder):
         clip_initialization.initialize(network, recipe.seed)
+    clip_initialization.separate_embeddings(tower, encoder)
     trainer = CLIPTrainer(tower, encoder, tokenizer=scene_tokenizer())
     _train(trainer, recipe.data(contrasts=True), recipe.clip_stage, folder / "clip" / "run")
     figures = measure_clip(trainer, recipe.words, recipe.prompts // 2)
