@@ -105,9 +105,10 @@ def convolve_small(x, kernel):
     """
     _, height, width, channels = x.shape
     padded = ops.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    offsets = [(i, j) for i in range(3) for j in range(3)]
-    shifted = [padded[:, i : i + height, j : j + width, :] for i, j in offsets]
-    patches = ops.reshape(ops.concatenate(shifted, axis=-1), (-1, 9 * channels))
+    # In two steps, which are fewer operations to trace than nine slices.
+    rows = ops.concatenate([padded[:, :, j : j + width] for j in range(3)], axis=-1)
+    patches = ops.concatenate([rows[:, i : i + height] for i in range(3)], axis=-1)
+    patches = ops.reshape(patches, (-1, 9 * channels))
     product = ops.matmul(patches, ops.reshape(kernel, (9 * channels, -1)))
     return ops.reshape(product, (-1, height, width, kernel.shape[-1]))
 
