@@ -42,7 +42,7 @@ COMMANDS = (
     Command("fuzz.py", short=("--count", "5000")),
     Command("compvis.py", short=("--tiny",)),
     Command("scenes_detector.py"),
-    Command("shapes_micro.py", short=None),
+    Command("shapes_micro.py"),
     Command("hub.py"),
     Command("loading.py", BOTH, short=None),
     Command("training_resume.py", BOTH, short=None),
