@@ -9,6 +9,7 @@ results are as exact as those of the plain sum; half precision would round the t
 from __future__ import annotations
 
 import keras
+import numpy as np
 from keras import ops
 
 from kdiffusion import backend
@@ -64,7 +65,7 @@ def _plain(x, kernel):
 
 def _convolve(x, kernel):
     batch, height, width, channels = x.shape
-    kernel = _transform_kernel(kernel)
+    kernel = _transform_kernel(backend.after(kernel, x))
     padded = ops.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
     strips = _num_strips(x.shape)
     if strips == 1:
@@ -96,11 +97,9 @@ def _convolve_strip(padded, kernel):
 
 def _transform_kernel(kernel):
     """G g Gᵀ: (3, 3, channels, filters) → (16, channels, filters)."""
-    transform = ops.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]], kernel.dtype)
+    rows = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]], np.float32)
     _, _, channels, filters = kernel.shape
-    columns = ops.matmul(transform, ops.reshape(kernel, (3, -1)))
-    columns = ops.reshape(columns, (4, 3, channels * filters))
-    tiles = ops.matmul(ops.broadcast_to(transform, (4, 4, 3)), columns)
+    tiles = ops.matmul(np.kron(rows, rows), ops.reshape(kernel, (9, -1)))
     return ops.reshape(tiles, (16, channels, filters))
 
 
