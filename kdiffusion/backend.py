@@ -272,6 +272,28 @@ def after(tensor: Any, other: Any) -> Any:
         return tf.identity(tensor)
 
 
+def map_in_turn(function: Callable, elements: Any, shape: Sequence[int], dtype: str) -> Any:
+    """Apply a function along the first axis of a tensor, one element after the other.
+
+    Keras's `ops.map` computes ten elements at a time in a TensorFlow graph, and holds as many.
+
+    Args:
+        function: pure function of a tensor to a tensor.
+        elements: tensor of n elements.
+        shape: shape of a result.
+        dtype: dtype of a result.
+
+    Returns:
+        Tensor of n results.
+    """
+    if name() != "tensorflow":
+        return keras.ops.map(function, elements)
+    import tensorflow as tf
+
+    like = tf.TensorSpec(shape, dtype)
+    return tf.map_fn(function, elements, fn_output_signature=like, parallel_iterations=1)
+
+
 def with_gradient_of(function: Callable, computed: Callable) -> Callable:
     """A function that is computed in one way and differentiated in another.
 

@@ -64,3 +64,15 @@ def test_kernels_are_transformed_when_they_are_needed(convolve):
     operations = run.get_concrete_function(ops.ones((1, 4, 4, 2)), ops.ones((3, 3, 2, 2))).graph
     waiting = [op for op in operations.get_operations() if op.control_inputs and op.outputs]
     assert [op.outputs[0].shape for op in waiting] == [(3, 3, 2, 2)]
+
+
+def test_elements_are_computed_in_turn():
+    def squares(x):
+        return backend.map_in_turn(lambda y: y * y, x, (2,), "float32")
+
+    x = ops.reshape(ops.arange(6, dtype="float32"), (3, 2))
+    run = tf.function(squares)
+    np.testing.assert_array_equal(run(x), [[0, 1], [4, 9], [16, 25]])
+    operations = run.get_concrete_function(x).graph.get_operations()
+    (loop,) = (op for op in operations if "While" in op.type)
+    assert loop.get_attr("parallel_iterations") == 1

@@ -50,7 +50,12 @@ def attend(query, key, value, num_heads, causal=False, use_flash=False, keep=Tru
     batch, num_heads, tokens, head_dim = query.shape
     query = ops.reshape(query, (batch, num_heads, chunks, tokens // chunks, head_dim))
     attend_to = _attend if keep else backend.checkpoint(_attend, ())
-    outputs = ops.map(lambda chunk: attend_to(chunk, key, value), ops.moveaxis(query, 2, 0))
+    outputs = backend.map_in_turn(
+        lambda chunk: attend_to(chunk, key, value),
+        ops.moveaxis(query, 2, 0),
+        (batch, num_heads, tokens // chunks, value.shape[-1]),
+        value.dtype,
+    )
     outputs = ops.reshape(
         ops.moveaxis(outputs, 0, 2), (batch, num_heads, tokens, value.shape[-1])
     )

@@ -72,11 +72,14 @@ def _convolve(x, kernel):
         return _convolve_strip(padded, kernel)
     rows = height // strips
     shape = (batch, rows + 2, width + 2, channels)
-    outputs = ops.map(
+    filters = kernel.shape[-1]
+    outputs = backend.map_in_turn(
         lambda start: _convolve_strip(ops.slice(padded, (0, start, 0, 0), shape), kernel),
         ops.arange(0, height, rows),
+        (batch, rows, width, filters),
+        x.dtype,
     )
-    return ops.reshape(ops.moveaxis(outputs, 0, 1), (batch, height, width, kernel.shape[-1]))
+    return ops.reshape(ops.moveaxis(outputs, 0, 1), (batch, height, width, filters))
 
 
 def _num_strips(shape):
