@@ -1,4 +1,4 @@
-"""Records of plain numbers: architectures of the networks, and the public checkpoints by name."""
+"""Records of plain numbers: architectures of the networks, and checkpoints by name."""
 
 from __future__ import annotations
 
@@ -197,17 +197,17 @@ class DiffusionArchitecture:
 
 @dataclass(frozen=True)
 class Preset:
-    """A public checkpoint: where it lives, what it may be used for, what size it draws.
+    """A checkpoint with a name: where it lives, what it may be used for, what size it draws.
 
     Args:
-        repository: str, id on the Hugging Face hub.
+        repository: str, id on the Hugging Face hub; `None` if it comes with the package.
         height: int, default height of a picture, in pixels.
         width: int, default width of a picture, in pixels.
         licence: str, name of the licence of the weights.
         source: str, who trained it and where it is described.
     """
 
-    repository: str
+    repository: str | None
     height: int
     width: int
     licence: str
@@ -261,7 +261,12 @@ _OPENRAIL_M = "CreativeML Open RAIL-M"
 _OPENRAIL_PP_M = "CreativeML Open RAIL++-M"
 _ROMBACH = "Rombach et al. 2022, arXiv:2112.10752"
 
+DEFAULT = "shapes"
+
 PRESETS = {
+    "shapes": Preset(
+        None, 64, 64, "Apache-2.0", "kdiffusion; python -m kdiffusion.training.shapes"
+    ),
     "stable-diffusion-v1-4": Preset(
         "CompVis/stable-diffusion-v1-4", 512, 512, _OPENRAIL_M, f"CompVis; {_ROMBACH}"
     ),

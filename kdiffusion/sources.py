@@ -254,8 +254,11 @@ def open_source(preset: str | os.PathLike, **settings) -> Source:
         return RandomSource()
     if text in PRESETS:
         record = PRESETS[text]
+        size = record.height, record.width
+        if record.repository is None:
+            return CheckpointSource(Path(__file__).parent / text, size, text)
         path, variant = hub.fetch(record.repository, licence=record.licence)
-        return CheckpointSource(path, (record.height, record.width), text, variant=variant)
+        return CheckpointSource(path, size, text, variant=variant)
     if text.startswith("hf://"):
         repository, _, revision = text.removeprefix("hf://").partition("@")
         path, variant = hub.fetch(repository, revision or None)

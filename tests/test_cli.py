@@ -46,6 +46,16 @@ def test_name_is_safe_whatever_the_prompt(prompt, name):
     assert files() == [name]
 
 
+def test_without_a_preset_the_model_is_named_and_the_way_to_another(stand_in, capsys):
+    assert generate("a red circle", "--seed", "1") == cli.OK
+    assert stand_in.asked["preset"] == "shapes"
+    said = capsys.readouterr().err
+    assert said.count("drawn with shapes") == 1 and "--preset stable-diffusion-v1-5" in said
+    for options in (["--preset", "some/folder"], ["--quiet"]):
+        assert generate("a red circle", "--seed", "1", "--force", *options) == cli.OK
+        assert "drawn with" not in capsys.readouterr().err
+
+
 def test_settings_reach_the_model_and_the_file(stand_in):
     code = generate(
         *("a cat", "--negative-prompt", "a dog", "--preset", "models/my-model", "--steps", "20"),
@@ -207,6 +217,7 @@ def test_picture_of_random_tiny_can_be_drawn_again_from_its_text(monkeypatch, tm
     monkeypatch.undo()
     options = ["--seed", "42", "--batch-size", "2", "--steps", "3", "--guidance-scale", "2"]
     options += ["--sampler", "dpmpp_2m", "--spacing", "karras", "--noise", "cuda"]
+    options += ["--preset", "random-tiny"]
     assert generate("a red circle", *options, "--output", str(tmp_path), "--quiet") == cli.OK
     path = tmp_path / "a-red-circle-42-1.png"
     made = read_parameters(path)

@@ -18,12 +18,15 @@ from kdiffusion import __version__
 from kdiffusion.cli import files
 from kdiffusion.cli.messages import log, silent_import
 from kdiffusion.cli.options import GENERATE
+from kdiffusion.presets import DEFAULT
 
 if TYPE_CHECKING:
     from kdiffusion.metadata import Parameters
     from kdiffusion.sampling.samplers import Sampler
     from kdiffusion.sampling.spacing import Spacing
 
+_KNOWS = "a small model of circles, crosses and their kind in eight colours"
+_ANOTHER = "for Stable Diffusion add --preset stable-diffusion-v1-5"
 _PREVIEW_PIXELS = 4  # for each latent: half of the picture's height and width
 
 
@@ -41,6 +44,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Draw, then write all the pictures or none."""
+    chosen = arguments.preset is not None
+    if not chosen:
+        arguments.preset = DEFAULT
     _check_task(arguments)
     seed = secrets.randbelow(2**32) if arguments.seed is None else arguments.seed
     name = arguments.prompt
@@ -58,6 +64,8 @@ def run(arguments: argparse.Namespace) -> None:
         raise
     if not arguments.quiet:
         log(f"seed {seed}, {time.monotonic() - start:.1f} s")
+        if not chosen:
+            log(f"drawn with {DEFAULT}, {_KNOWS}; {_ANOTHER}")
     sys.stdout.writelines(f"{path}\n" for path in paths)
 
 

@@ -87,9 +87,8 @@ GENERATE: dict[str, dict[str, dict[str, Any]]] = {
     },
     "how to draw it": {
         "--preset": {
-            "default": "random-tiny",
             "help": "name of a model, a folder, or hf://organisation/repository (default: "
-            "random-tiny, whose random weights draw coloured noise)",
+            "shapes, which comes with kdiffusion and draws plain things)",
         },
         "--steps": {
             "type": count,

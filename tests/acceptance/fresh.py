@@ -21,7 +21,7 @@ with Image.open(sys.argv[1]) as image:
 assert shape == (64, 64), f"picture of {shape}"
 assert brightest - darkest > 20, f"a flat picture, {darkest} to {brightest}"
 parameters = read_parameters(sys.argv[1])
-assert parameters.model == "random-tiny", parameters
+assert parameters.model == "shapes", parameters
 print(f"picture {shape[0]}x{shape[1]}, brightness {darkest} to {brightest}, {parameters}")
 """
 
@@ -70,10 +70,10 @@ def readme_command(name):
 
 
 def check_picture(folder, variables):
-    """The one PNG file of the folder is a picture of random-tiny and says so itself."""
+    """The one PNG file of the folder is a picture of the default model and says so itself."""
     (picture,) = folder.glob("*.png")
     command = ["python", "-c", PICTURE, picture]
     done = subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True)
     print(done.stdout or done.stderr)
     if done.returncode:
-        sys.exit(f"FAILED: {picture.name} is not the picture of random-tiny")
+        sys.exit(f"FAILED: {picture.name} is not the picture of the default model")
