@@ -9,9 +9,10 @@ import pytest
 from kdiffusion.preprocessing import Preprocessing
 from kdiffusion.training import shapes
 from kdiffusion.training.data import Data
+from kdiffusion.training.report import read_log
 from kdiffusion.training.scenes import Words, render
 from kdiffusion.training.scenes_data import SceneData, SceneSource
-from kdiffusion.training.shapes_report import card
+from kdiffusion.training.shapes_report import card, gallery, plot_stages
 
 WORDS = Words(("red", "blue"), ("circle", "cross"), ("white", "black"), pairs=0.0)
 
@@ -75,3 +76,24 @@ def test_the_card_tells_what_was_measured():
     )
     for figure in ("34.6 dB", "99.1%", "91.1%", "92.2%", "| 25.0 |", "license: apache-2.0"):
         assert figure in text
+
+
+def test_a_gallery_shows_pictures_above_their_captions():
+    pictures = np.stack([np.full((8, 8, 3), level, np.uint8) for level in (10, 90, 170)])
+    whole = np.asarray(gallery(pictures, ["a red circle", "a cross", ""], columns=2))
+    for place, level in enumerate((10, 90, 170)):
+        y, x = (10 + (place // 2) * 80, 10 + (place % 2) * 26)
+        assert np.all(whole[y : y + 16, x : x + 16] == level)
+    assert whole[26:90, 10:26].min() < 100  # text
+    assert np.all(whole[106:] == 255)  # and none below the last
+
+
+def test_curves_show_every_stage(tmp_path):
+    pytest.importorskip("matplotlib")
+    for stage, name in (("autoencoder", "psnr"), ("clip", "text_to_image@1"), ("diffusion", "loss")):
+        (tmp_path / stage / "run").mkdir(parents=True)
+        lines = [json.dumps({"step": step, name: 0.5 * step}) for step in (10, 20)]
+        (tmp_path / stage / "run" / "log.jsonl").write_text("\n".join([*lines, '{"step": 30}']))
+        assert len(read_log(tmp_path / stage / "run")) == 3
+    path = plot_stages(tmp_path)
+    assert path == tmp_path / "curves.png" and path.stat().st_size > 5000

@@ -51,6 +51,7 @@ from kdiffusion.training.report import grid
 from kdiffusion.training.scenes import Words, render
 from kdiffusion.training.scenes_data import (
     MAX_LENGTH,
+    SPLITS,
     SceneData,
     SceneSource,
     evaluation_scenes,
@@ -60,7 +61,9 @@ from kdiffusion.training.scenes_report import evaluate, judge_all
 from kdiffusion.training.shapes_report import (
     card,
     draw,
+    gallery,
     measure_clip,
+    plot_stages,
     psnr,
     reconstruct,
     versions,
@@ -287,6 +290,9 @@ def report(recipe: Recipe, folder: Path) -> None:
     if not recipe.reported:
         return
     model = StableDiffusion.from_preset(folder / "model")
+    prompts = [scene.caption for split in SPLITS for scene in evaluation_scenes(split, 8)]
+    gallery(draw(model, prompts), prompts).save(folder / "gallery.png")
+    plot_stages(folder)
     scales: dict[str, dict[str, float]] = {
         "guided": {},
         "unguided": {"unconditional_guidance_scale": 1.0},

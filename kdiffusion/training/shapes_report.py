@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import importlib.util
 import platform
+import textwrap
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
 from keras import ops
+from PIL import Image, ImageDraw, ImageFont
 
 import kdiffusion
 from kdiffusion.images import to_uint8
@@ -17,11 +21,19 @@ from kdiffusion.models.image_encoder import ImageEncoder
 from kdiffusion.stable_diffusion import StableDiffusion
 from kdiffusion.training.clip import CLIPTrainer
 from kdiffusion.training.clip_metrics import retrieval
+from kdiffusion.training.report import read_log
 from kdiffusion.training.scenes import Words, render
 from kdiffusion.training.scenes_data import SPLITS, evaluation_scenes, scene_tokenizer
 from kdiffusion.training.scenes_report import markdown
 
 _AT_A_TIME = 16  # pictures
+
+# What tells most of how a stage went: folder, figure in its log, title.
+_CURVES = (
+    ("autoencoder", "psnr", "autoencoder: reconstructions, dB"),
+    ("clip", "text_to_image@1", "CLIP: right among the batch"),
+    ("diffusion", "loss", "diffusion: loss"),
+)
 
 
 def draw(model: StableDiffusion, prompts: list[str], **settings) -> np.ndarray:
@@ -102,6 +114,54 @@ def measure_clip(trainer: CLIPTrainer, words: Words = Words(), count: int = 256)
 
 def _to_model(pictures):
     return pictures / np.float32(127.5) - np.float32(1.0)
+
+
+def gallery(pictures: np.ndarray, captions: list[str], columns: int = 6) -> Image.Image:
+    """Pictures, twice as large, each above its caption.
+
+    Args:
+        pictures: (n, height, width, 3) uint8.
+        captions: list of n texts.
+        columns: int, pictures side by side.
+    """
+    height, width = (2 * side for side in pictures.shape[1:3])
+    margin, text_height = 10, 64
+    cell = width + margin, height + text_height
+    rows = -(-len(pictures) // columns)
+    whole = Image.new("RGB", (columns * cell[0] + margin, rows * cell[1] + margin), "white")
+    pen, font = ImageDraw.Draw(whole), ImageFont.load_default(size=11)
+    for place, (picture, caption) in enumerate(zip(pictures, captions)):
+        x, y = (place % columns) * cell[0] + margin, (place // columns) * cell[1] + margin
+        shown = Image.fromarray(picture).resize((width, height), Image.Resampling.LANCZOS)
+        whole.paste(shown, (x, y))
+        pen.text((x, y + height + 3), textwrap.fill(caption, 23), "black", font)
+    return whole
+
+
+def plot_stages(folder: Path) -> Path | None:
+    """Draw how the stages of a run went into its `curves.png`.
+
+    Args:
+        folder: the run's folder.
+
+    Returns:
+        The picture's path, or `None` without matplotlib.
+    """
+    if importlib.util.find_spec("matplotlib") is None:
+        return None
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12.0, 2.8), layout="tight")
+    for axes, (stage, name, title) in zip(figure.subplots(1, len(_CURVES)), _CURVES):
+        entries = [entry for entry in read_log(folder / stage / "run") if name in entry]
+        steps, values = ([entry[key] for entry in entries] for key in ("step", name))
+        axes.plot(steps, values, color="#26323d", linewidth=1.0)
+        axes.set_title(title, fontsize=9)
+        axes.set_xlabel("step", fontsize=8)
+        axes.tick_params(labelsize=8)
+    path = folder / "curves.png"
+    figure.savefig(path, dpi=80)
+    return path
 
 
 def versions() -> dict[str, str]:

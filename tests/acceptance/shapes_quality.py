@@ -1,6 +1,6 @@
 """The model `shapes` draws what it is told: held-out prompts, 20 steps, all else by default.
 
-    python tests/acceptance/shapes_quality.py [--preset FOLDER] [--count PROMPTS] [--grid FILE]
+    python tests/acceptance/shapes_quality.py [--preset FOLDER] [--count PROMPTS] [--gallery FILE]
 
 Half of the prompts show what training does not, the others are of a form that training does not
 have. The detector of `scenes_detector.py` judges. Each picture is also judged by another prompt,
@@ -11,15 +11,12 @@ import argparse
 import sys
 from pathlib import Path
 
-from PIL import Image
-
 import kdiffusion
 from kdiffusion import StableDiffusion
 from kdiffusion.training.clip import CLIPTrainer
-from kdiffusion.training.report import grid
 from kdiffusion.training.scenes_data import SPLITS, evaluation_scenes
 from kdiffusion.training.scenes_report import evaluate, markdown
-from kdiffusion.training.shapes_report import draw, measure_clip
+from kdiffusion.training.shapes_report import draw, gallery, measure_clip
 
 SHAPES = Path(kdiffusion.__file__).parent / "shapes"
 MAX_BYTES = 15_000_000
@@ -30,12 +27,12 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--preset", type=Path, default=SHAPES, help="folder of the model")
     parser.add_argument("--count", type=int, default=512, help="how many held-out prompts")
-    parser.add_argument("--grid", type=Path, help="PNG file for the first pictures of each kind")
+    parser.add_argument("--gallery", type=Path, help="PNG file for pictures of each kind")
     arguments = parser.parse_args()
     model = StableDiffusion.from_preset(arguments.preset)
-    if arguments.grid:
-        prompts = [scene.caption for split in SPLITS for scene in evaluation_scenes(split, 24)]
-        Image.fromarray(grid(draw(model, prompts))).save(arguments.grid)
+    if arguments.gallery:
+        prompts = [scene.caption for split in SPLITS for scene in evaluation_scenes(split, 8)]
+        gallery(draw(model, prompts), prompts).save(arguments.gallery)
     numbers = evaluate(lambda prompts: draw(model, prompts), arguments.count)
     print(markdown(numbers))
     found = measure_clip(CLIPTrainer.from_folder(arguments.preset / "clip"))
