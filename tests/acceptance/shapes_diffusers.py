@@ -1,6 +1,6 @@
 """diffusers loads the folder of the model `shapes` and draws the same pictures.
 
-    python tests/acceptance/shapes_diffusers.py [--preset FOLDER] [--count PICTURES]
+    python tests/acceptance/shapes_diffusers.py [--preset FOLDER] [--count PICTURES] [--golden FILE]
 """
 
 import argparse
@@ -17,6 +17,7 @@ from kdiffusion.training.scenes_data import evaluation_scenes
 
 SHAPES = Path(kdiffusion.__file__).parent / "shapes"
 BAR = 2  # of 255
+GOLDEN = 4  # pictures
 SETTINGS = {"num_inference_steps": 20, "guidance_scale": 7.5}
 
 
@@ -24,6 +25,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--preset", type=Path, default=SHAPES, help="folder of the model")
     parser.add_argument("--count", type=int, default=16, help="how many pictures")
+    parser.add_argument("--golden", type=Path, help="write tests/golden/shapes.npz: diffusers' first")
     arguments = parser.parse_args()
     scenes = evaluation_scenes("held-out templates", arguments.count)
     prompts = [scene.caption for scene in scenes]
@@ -31,6 +33,8 @@ def main():
         prompts, num_steps=20, seed=0, verbose=0
     )
     theirs = draw_theirs(arguments.preset, prompts)
+    if arguments.golden:
+        np.savez_compressed(arguments.golden, pictures=theirs[:GOLDEN])
     differences = np.abs(np.subtract(ours, theirs, dtype=np.int32)).max(axis=(1, 2, 3))
     print(f"{len(prompts)} pictures, largest difference of each: {differences.tolist()}")
     print(f"largest {differences.max()} of 255, bar {BAR}")
