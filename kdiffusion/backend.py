@@ -1,4 +1,7 @@
-"""The few things that TensorFlow and JAX do differently; the only room that names them."""
+"""The few things that TensorFlow and JAX do differently.
+
+Beside it only `training.gradients` and `training.augmentation` name them.
+"""
 
 from __future__ import annotations
 

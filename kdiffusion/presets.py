@@ -261,7 +261,7 @@ _OPENRAIL_M = "CreativeML Open RAIL-M"
 _OPENRAIL_PP_M = "CreativeML Open RAIL++-M"
 _ROMBACH = "Rombach et al. 2022, arXiv:2112.10752"
 
-DEFAULT = "shapes"
+DEFAULT = "shapes"  # of the command line
 
 PRESETS = {
     "shapes": Preset(

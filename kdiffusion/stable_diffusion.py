@@ -56,7 +56,7 @@ class StableDiffusion(TextComponents):
     ```
     """
 
-    # Every public autoencoder halves three times.
+    # The autoencoders of all public checkpoints halve three times, that of `shapes` twice.
     _multiple = 8
 
     def __init__(

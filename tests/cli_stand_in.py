@@ -1,6 +1,7 @@
 """A stand-in for the model behind the command line, and what the tests of it share."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 
@@ -13,6 +14,7 @@ class StandIn:
     error: BaseException | None = None
     asked: dict = {}
     steps: list = []
+    decoder = SimpleNamespace(architecture=SimpleNamespace(downsampling=8))
 
     @classmethod
     def from_preset(cls, preset, **settings):

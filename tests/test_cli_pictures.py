@@ -4,6 +4,7 @@ import os
 import signal
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -62,7 +63,7 @@ def test_denoising_strength_is_written_as_automatic1111_writes_it():
     assert generate("cat", "--image", "picture.png", "--seed", "1", "--noise", "cuda") == cli.OK
     with Image.open("cat-1.png") as image:
         text = image.info["parameters"]
-    assert "Model: random-tiny, Denoising strength: 0.8, RNG: NV, Version: " in text
+    assert "Model: shapes, Denoising strength: 0.8, RNG: NV, Version: " in text
 
 
 @pytest.mark.parametrize("option", ["--image", "--mask"])
@@ -102,6 +103,17 @@ def test_preview_shows_every_step_side_by_side(stand_in, monkeypatch):
         assert one.shape == (8, 12, 3)
         np.testing.assert_array_equal(picture, np.concatenate([one, one], axis=1))
     assert files() == ["cat-0.png", "cat-1.png", "preview.png"]
+
+
+def test_preview_of_latents_without_known_colours_is_decoded(stand_in, monkeypatch):
+    halved_twice = SimpleNamespace(architecture=SimpleNamespace(downsampling=4))
+    monkeypatch.setattr(stand_in, "decoder", halved_twice)
+    monkeypatch.setattr(stand_in, "steps", [Step(0.0, count=2)])
+    decode = staticmethod(lambda latents: np.full((len(latents), 8, 12, 3), 77, np.uint8))
+    monkeypatch.setattr(stand_in, "decode", decode, raising=False)
+    options = ["--batch-size", "2", "--output", "cat.png", "--preview", "preview.png"]
+    assert generate("cat", *options) == cli.OK
+    np.testing.assert_array_equal(pixels("preview.png"), np.full((8, 24, 3), 77))
 
 
 @pytest.mark.parametrize(
@@ -159,6 +171,7 @@ def real(monkeypatch, tiny, tmp_path):
 
 
 SETTINGS = ["--steps", "4", "--seed", "5", "--guidance-scale", "2", "--output", "cat.png"]
+SETTINGS += ["--preset", "random-tiny"]
 
 
 def pixels(name):

@@ -166,7 +166,7 @@ def test_readme_names_every_sampler():
 
 def test_readme_shows_pictures_that_are_there_and_small():
     shown = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", README)
-    assert shown == ["docs/samplers.png"]
+    assert shown == ["docs/shapes.png", "docs/shapes-training.png", "docs/samplers.png"]
     assert [name for name in shown if not 0 < (ROOT / name).stat().st_size <= 150_000] == []
 
 
@@ -176,7 +176,7 @@ def test_readme_example_runs_as_written(tmp_path, monkeypatch):
     assert len([line for line in example.splitlines() if line.strip()]) == 5
     monkeypatch.chdir(tmp_path)
     exec(compile(example, "README.md", "exec"), {})
-    assert (tmp_path / "lighthouse.png").stat().st_size > 100
+    assert (tmp_path / "circle.png").stat().st_size > 100
 
 
 @pytest.mark.parametrize("package", ["kdiffusion", "weights_conversion"])

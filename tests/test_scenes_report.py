@@ -14,10 +14,7 @@ from kdiffusion.training.scenes_report import (
     nearest_training,
 )
 
-
-@pytest.fixture(autouse=True)
-def few_training_pictures(monkeypatch):
-    monkeypatch.setattr("kdiffusion.training.scenes_report.TRAINING_PICTURES", 256)
+TRAINED = 256
 
 
 def scene_of(description, number=0):
@@ -29,7 +26,7 @@ def perfect(prompts):
 
 
 def test_a_perfect_model():
-    numbers = evaluate(perfect, 32)
+    numbers = evaluate(perfect, 32, trained=TRAINED)
     assert json.loads(json.dumps(numbers)) == numbers
     rows = numbers["rows"]
     assert list(rows) == [
@@ -67,7 +64,7 @@ def test_the_table():
 
 def test_a_model_that_ignores_its_prompt():
     picture = training_scene(0, 1).render()
-    numbers = evaluate(lambda prompts: np.stack([picture] * len(prompts)), 16)
+    numbers = evaluate(lambda prompts: np.stack([picture] * len(prompts)), 16, trained=TRAINED)
     assert all(row["all"] <= 0.25 for row in numbers["rows"].values())
     assert numbers["binding"]["both"] == 0.0
 
@@ -92,9 +89,9 @@ def test_a_model_that_has_favourites():
 
 def test_a_model_that_remembers():
     scenes = [scene for n in range(40) if (scene := training_scene(0, n)).description.background]
-    remembered = nearest_training(render(scenes[:16]), scenes[:16])
+    remembered = nearest_training(render(scenes[:16]), scenes[:16], trained=TRAINED)
     assert remembered["pictures"] < 1e-2 < 3 < remembered["new_scenes"]
-    other = nearest_training(render(scenes[:16]), scenes[:16], training_seed=1)
+    other = nearest_training(render(scenes[:16]), scenes[:16], training_seed=1, trained=TRAINED)
     assert other["pictures"] > 3
 
 

@@ -14,6 +14,8 @@ from kdiffusion.training.scenes import Words, render
 from kdiffusion.training.scenes_data import SceneData, SceneSource
 from kdiffusion.training.shapes_report import card, gallery, plot_stages
 
+BINDING = {"n": 4, "both": 0.5, "crossed": 0.25}
+NEAREST = {"n": 4096, "pictures": 20.0, "new_scenes": 21.0}
 WORDS = Words(("red", "blue"), ("circle", "cross"), ("white", "black"), pairs=0.0)
 
 
@@ -50,6 +52,57 @@ def test_a_stage_whose_result_is_there_is_not_done_again(monkeypatch, tmp_path):
     assert done == ["one", "three"]
 
 
+def test_a_folder_of_another_recipe_is_refused(monkeypatch, tmp_path):
+    monkeypatch.setattr(shapes, "STAGES", {})
+    for _ in range(2):
+        shapes.run(shapes.MICRO, tmp_path)
+    with pytest.raises(ValueError, match="recipe.json that differs"):
+        shapes.run(dataclasses.replace(shapes.MICRO, seed=1), tmp_path)
+
+
+def test_a_bad_clip_stops_the_run(monkeypatch, tmp_path):
+    figures = {"text_to_image@1": 0.95, "image_to_text@1": 0.5}
+    monkeypatch.setattr(shapes, "_train", lambda *_: None)
+    monkeypatch.setattr(shapes, "measure_clip", lambda *_: figures)
+    recipe = dataclasses.replace(shapes.MICRO, min_retrieval=0.9)
+    with pytest.raises(ValueError, match="must find 90% of held-out .* Received: 50.0%"):
+        shapes.train_clip(recipe, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_report_is_of_the_model_as_it_is_shipped(monkeypatch, tmp_path):
+    (tmp_path / "model").mkdir()
+    numbers = {"rows": {}, "shuffled": {}, "binding": BINDING, "nearest": NEAREST}
+    drawn, retrieval = [], {"text_to_image@1": 0.9, "image_to_text@1": 0.8}
+
+    def draw(model, prompts, **settings):
+        drawn.append((model, settings))
+        return np.zeros((len(prompts), 8, 8, 3), np.uint8)
+
+    def evaluate(draw, *settings):
+        draw(["a red circle"])
+        assert settings == (16, 0, 2048)
+        return numbers
+
+    monkeypatch.setattr(shapes, "draw", draw)
+    monkeypatch.setattr(shapes, "evaluate", evaluate)
+    monkeypatch.setattr(shapes, "measure_clip", lambda clip, *_: retrieval | {"of": clip})
+    monkeypatch.setattr(shapes, "_parts", lambda folder, *_: {"folder": folder.name})
+    monkeypatch.setattr(shapes, "reconstruct", lambda folder, pictures: pictures)
+    monkeypatch.setattr(shapes.StableDiffusion, "from_preset", lambda folder: folder.name)
+    monkeypatch.setattr(shapes.CLIPTrainer, "from_folder", lambda folder, _: folder.name)
+    recipe = dataclasses.replace(shapes.MICRO, reported=True)
+    shapes.report(recipe, tmp_path)
+    unguided = {"unconditional_guidance_scale": 1.0}
+    assert drawn == [("model", settings) for settings in ({}, {}, unguided)]
+    manifest = json.loads((tmp_path / "model" / "manifest.json").read_text())
+    assert manifest["guided"] == manifest["unguided"] == numbers
+    assert manifest["clip"]["of"] == "clip" and manifest["autoencoder"]["all"] == 1.0
+    assert manifest["recipe"]["prompts"] == 16 and "keras" in manifest["versions"]
+    assert "90.0% of 8 held-out captions" in (tmp_path / "model" / "README.md").read_text()
+    assert (tmp_path / "gallery.png").exists()
+
+
 def test_a_bad_autoencoder_stops_the_run(monkeypatch, tmp_path):
     monkeypatch.setattr(shapes, "_parts", lambda *_: {})
     monkeypatch.setattr(shapes, "reconstruct", lambda pictures: pictures // 2)
@@ -66,16 +119,16 @@ def test_the_card_tells_what_was_measured():
     numbers = {
         "rows": {"seen, one thing": {"n": 8, "all": 0.25}},
         "shuffled": {"seen, one thing": {"n": 8, "all": 0.125}},
-        "binding": {"n": 4, "both": 0.5, "crossed": 0.25},
-        "nearest": {"n": 4096, "pictures": 20.0, "new_scenes": 21.0},
+        "binding": BINDING,
+        "nearest": NEAREST,
     }
     clip = {"text_to_image@1": 0.911, "image_to_text@1": 0.922}
     text = card(
-        {"autoencoder": {"psnr": 34.56, "all": 0.991}, "clip": clip}
+        {"autoencoder": {"psnr": 34.56, "all": 0.991}, "clip": clip, "recipe": {"prompts": 512}}
         | {"guided": numbers, "unguided": numbers}
     )
-    for figure in ("34.6 dB", "99.1%", "91.1%", "92.2%", "| 25.0 |", "license: apache-2.0"):
-        assert figure in text
+    figures = ("34.6 dB", "99.1%", "91.1%", "92.2%", "of 256", "| 25.0 |", "license: apache-2.0")
+    assert [figure for figure in figures if figure not in text] == []
 
 
 def test_a_gallery_shows_pictures_above_their_captions():
@@ -90,7 +143,8 @@ def test_a_gallery_shows_pictures_above_their_captions():
 
 def test_curves_show_every_stage(tmp_path):
     pytest.importorskip("matplotlib")
-    for stage, name in (("autoencoder", "psnr"), ("clip", "text_to_image@1"), ("diffusion", "loss")):
+    names = {"autoencoder": "psnr", "clip": "text_to_image@1", "diffusion": "loss"}
+    for stage, name in names.items():
         (tmp_path / stage / "run").mkdir(parents=True)
         lines = [json.dumps({"step": step, name: 0.5 * step}) for step in (10, 20)]
         (tmp_path / stage / "run" / "log.jsonl").write_text("\n".join([*lines, '{"step": 30}']))

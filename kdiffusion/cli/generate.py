@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
 _KNOWS = "a small model of circles, crosses and their kind in eight colours"
 _ANOTHER = "for Stable Diffusion add --preset stable-diffusion-v1-5"
-_PREVIEW_PIXELS = 4  # for each latent: half of the picture's height and width
+_PREVIEW_PIXELS = 4  # for each latent: half of the height and width that Stable Diffusion draws
+_STABLE_DIFFUSION = 8  # how many times smaller the latents are whose colours are known
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -132,7 +133,7 @@ def _draw(arguments: argparse.Namespace, seed: int, paths: Sequence[Path]) -> No
             height=arguments.height,
             width=arguments.width,
             guidance=guidance,
-            callback=_show(arguments.preview) if arguments.preview else None,
+            callback=_show(arguments.preview, model) if arguments.preview else None,
             verbose=int(not arguments.quiet and sys.stderr.isatty()),
             noise=arguments.noise,
         )
@@ -186,14 +187,17 @@ def _draw_class(model, label, *, prompt, negative_prompt, **settings):
     return model.generate_image(label, **settings)
 
 
-def _show(path: Path) -> Callable[..., None]:
+def _show(path: Path, model) -> Callable[..., None]:
     """A callback that keeps a file showing the pictures as far as they are, side by side."""
     import numpy as np
 
     from kdiffusion import images
 
     def show(step):
-        pictures = images.preview(step.denoised, _PREVIEW_PIXELS)
+        if model.decoder.architecture.downsampling == _STABLE_DIFFUSION:
+            pictures = images.preview(step.denoised, _PREVIEW_PIXELS)
+        else:  # a small model, whose decoder takes no time
+            pictures = model.decode(step.denoised)
         try:
             files.replace_picture(path, np.concatenate(list(pictures), axis=1))
         except OSError as error:  # no reason to lose the pictures themselves

@@ -13,7 +13,7 @@ import numpy as np
 from kdiffusion.training import scenes_grammar as grammar
 from kdiffusion.training.scenes_grammar import COLOURS, POSITIONS, RELATIONS, SHAPES, Description
 
-# sRGB, at least 87 units apart.
+# sRGB, at least 86 units apart.
 PALETTE = {
     "red": (212, 45, 50),
     "green": (42, 157, 76),
@@ -181,7 +181,11 @@ def describe(
         description = Description(things, said, position, relation)
         if grammar.held_out(description) == held_out:
             return background, description
-    raise ValueError(f"No scene can be made of these words in {MAX_ATTEMPTS} attempts: {words}")
+    kind = "held out" if held_out else "for training"
+    raise ValueError(
+        f"`words` must make scenes {kind}; none came in {MAX_ATTEMPTS} attempts. Use more colours, "
+        f"shapes or backgrounds. Received: {words}"
+    )
 
 
 def place(description: Description, draws: Draws) -> tuple[Placement, ...]:

@@ -1,4 +1,4 @@
-"""Scenes to train with, and scenes to evaluate with, whose captions training has not seen."""
+"""Scenes to train with, and scenes to evaluate with, most of them held out of training."""
 
 import dataclasses
 import functools
@@ -22,7 +22,7 @@ from kdiffusion.training.scenes import (
 )
 from kdiffusion.training.scenes_grammar import Description
 
-MAX_LENGTH = 24  # start, at most 17 words and commas, end
+MAX_LENGTH = 24  # start, at most 19 words and commas, end
 VOCABULARY_SIZE = 512
 LEARNT_CAPTIONS = 1024
 
@@ -211,4 +211,7 @@ def evaluation_scenes(
         found.setdefault(description, scene)
         if len(found) == count:
             return list(found.values())
-    raise ValueError(f"These words make no {count} descriptions that differ. Received: {words}")
+    raise ValueError(
+        f"`words` must make {count} different descriptions, but make fewer. Use more words or a "
+        f"smaller `count`. Received: {words}"
+    )

@@ -14,10 +14,12 @@ from kdiffusion.training.scenes_grammar import held_out
 Draw = Callable[[list[str]], np.ndarray]
 
 ONE, TWO = "one thing", "two things"
-TRAINING_PICTURES, FRESH_STREAM = 4096, 8
+FRESH_STREAM = 8
 
 
-def evaluate(draw: Draw, count: int = 512, training_seed: int = 0) -> dict[str, Any]:
+def evaluate(
+    draw: Draw, count: int = 512, training_seed: int = 0, trained: int = 4096
+) -> dict[str, Any]:
     """Draw prompts and judge the pictures.
 
     Args:
@@ -25,6 +27,7 @@ def evaluate(draw: Draw, count: int = 512, training_seed: int = 0) -> dict[str, 
         count: int, prompts held out of training: half by their pairs, half by their templates.
             Half as many again are such as training has seen.
         training_seed: int, seed of the `SceneData` that the model was trained with.
+        trained: int, how many of its scenes to look for the nearest in.
 
     Returns:
         Dictionary of numbers that JSON can hold:
@@ -65,6 +68,7 @@ def evaluate(draw: Draw, count: int = 512, training_seed: int = 0) -> dict[str, 
             np.concatenate([pictures[f"seen, {number}"] for number in (ONE, TWO)]),
             scenes[f"seen, {ONE}"] + scenes[f"seen, {TWO}"],
             training_seed,
+            trained,
         ),
     }
 
@@ -124,7 +128,7 @@ def _can_swap(scene):
 
 
 def nearest_training(
-    pictures: np.ndarray, scenes: Sequence[Scene], training_seed: int = 0
+    pictures: np.ndarray, scenes: Sequence[Scene], training_seed: int = 0, trained: int = 4096
 ) -> dict[str, float]:
     """How far pictures are from the nearest of the first training pictures.
 
@@ -134,6 +138,7 @@ def nearest_training(
         pictures: `(n, size, size, 3)` uint8.
         scenes: what they show; drawn with things in new places, they are what to compare with.
         training_seed: int, seed of the training scenes.
+        trained: int, how many of them to look at.
 
     Returns:
         Dictionary of `n`, training pictures looked at, and medians of the root mean square
@@ -146,15 +151,15 @@ def nearest_training(
     size = pictures.shape[1]
     drawn = _shrunk(np.concatenate([pictures, render(new, size)]))
     nearest = np.full(len(drawn), np.inf)
-    for start in range(0, TRAINING_PICTURES, 256):
-        trained = [training_scene(training_seed, start + n) for n in range(256)]
-        some = _shrunk(render(trained, size))
+    for start in range(0, trained, 256):
+        places = range(start, min(start + 256, trained))
+        some = _shrunk(render([training_scene(training_seed, n) for n in places], size))
         squares = np.square(some).sum(-1) - 2.0 * drawn @ some.T
         nearest = np.minimum(nearest, squares.min(axis=1))
     squares = np.maximum(nearest + np.square(drawn).sum(-1), 0.0)
     distances = np.sqrt(squares / drawn.shape[1])
     return {
-        "n": TRAINING_PICTURES,
+        "n": trained,
         "pictures": float(np.median(distances[: len(new)])),
         "new_scenes": float(np.median(distances[len(new) :])),
     }

@@ -1,9 +1,9 @@
 """The recipe of our own small model: `python -m kdiffusion.training.shapes`.
 
 Pictures of plain things and their captions, drawn by `scenes`, train an autoencoder, then CLIP,
-whose text tower is the text encoder, then a diffusion model of latents. Every stage leaves its
-result in the run's folder and is not done again; training resumes from its checkpoints, so the
-same command goes on with a run that was stopped.
+whose text tower becomes the text encoder, then that and a diffusion model of latents. Every stage
+leaves its result in the run's folder and is not done again; training resumes from its checkpoints,
+so the same command goes on with a run that was stopped.
 """
 
 from __future__ import annotations
@@ -183,7 +183,7 @@ def train_autoencoder(recipe: Recipe, folder: Path) -> None:
 
 
 def squared_distance(pictures: Any, others: Any) -> Any:
-    """The mean squared difference of each picture, (batch,), which helps the absolute one."""
+    """The mean squared difference of each picture, (batch,); it weighs what is far off most."""
     return ops.mean(ops.square(pictures - others), axis=(1, 2, 3))
 
 
@@ -193,21 +193,27 @@ def check_autoencoder(recipe: Recipe, folder: Path) -> None:
     Raises:
         ValueError: If the autoencoder loses too much.
     """
-    scenes = evaluation_scenes("seen", recipe.prompts, words=recipe.words)
-    pictures = render(scenes, recipe.image_size)
-    halves = _parts(folder / "autoencoder" / "model", "image_encoder", "image_decoder")
-    reconstructions = reconstruct(**halves, pictures=pictures)
-    shown = np.stack([pictures[:16], reconstructions[:16]], axis=1)
-    Image.fromarray(grid(shown.reshape(-1, *shown.shape[2:]))).save(folder / "autoencoder.png")
-    figures = {"psnr": psnr(pictures, reconstructions)} | judge_all(reconstructions, scenes)
+    figures, shown = measure_autoencoder(recipe, folder / "autoencoder" / "model")
+    Image.fromarray(grid(shown)).save(folder / "autoencoder.png")
     print("autoencoder:", figures, flush=True)
     if figures["psnr"] < recipe.min_psnr or figures["all"] < recipe.min_accuracy:
         raise ValueError(
             f"The autoencoder must reach {recipe.min_psnr} dB and {recipe.min_accuracy:.0%} right "
             f"reconstructions. Received: {figures['psnr']:.2f} dB and {figures['all']:.1%}. Train "
-            "it longer, or make it wider."
+            "it longer, or make it wider, in another folder."
         )
     _write_json(folder / "autoencoder.json", figures)
+
+
+def measure_autoencoder(recipe: Recipe, folder: Path) -> tuple[dict[str, float], np.ndarray]:
+    """Figures of an autoencoder in a folder, and pictures, each beside its reconstruction."""
+    scenes = evaluation_scenes("seen", recipe.prompts, words=recipe.words)
+    pictures = render(scenes, recipe.image_size)
+    halves = _parts(folder, "image_encoder", "image_decoder")
+    reconstructions = reconstruct(**halves, pictures=pictures)
+    shown = np.stack([pictures[:16], reconstructions[:16]], axis=1)
+    figures = {"psnr": psnr(pictures, reconstructions)} | judge_all(reconstructions, scenes)
+    return figures, shown.reshape(-1, *shown.shape[2:])
 
 
 def train_clip(recipe: Recipe, folder: Path) -> None:
@@ -229,7 +235,7 @@ def train_clip(recipe: Recipe, folder: Path) -> None:
     if found < recipe.min_retrieval:
         raise ValueError(
             f"CLIP must find {recipe.min_retrieval:.0%} of held-out captions and pictures. "
-            f"Received: {found:.1%}. Train it longer, or make it wider."
+            f"Received: {found:.1%}. Train it longer, or make it wider, in another folder."
         )
     _write_json(folder / "clip.json", figures)
     trainer.save(folder / "clip" / "model", "float16")
@@ -238,7 +244,7 @@ def train_clip(recipe: Recipe, folder: Path) -> None:
 def train_diffusion(recipe: Recipe, folder: Path) -> None:
     """Train the diffusion model on cached latents, and the text encoder with it.
 
-    Places and orders are little of what CLIP tells pictures apart by, but all of where things are.
+    CLIP needs little of places and orders to tell pictures apart, the diffusion model all of it.
     """
     trainer, latents = diffusion_parts(recipe, folder)
     loop = _train(trainer, latents, recipe.diffusion_stage, folder / "diffusion" / "run")
@@ -299,15 +305,20 @@ def report(recipe: Recipe, folder: Path) -> None:
     }
     figures = {
         name: evaluate(
-            lambda prompts: draw(model, prompts, **settings), recipe.prompts, recipe.seed
+            lambda prompts: draw(model, prompts, **settings),
+            recipe.prompts,
+            recipe.seed,
+            recipe.latents,
         )
         for name, settings in scales.items()
     }
+    clip = CLIPTrainer.from_folder(folder / "model" / "clip", "float32")
     manifest = {
         "recipe": dataclasses.asdict(recipe),
         "versions": versions(),
-        "autoencoder": json.loads((folder / "autoencoder.json").read_text()),
-        "clip": json.loads((folder / "clip.json").read_text()),
+        # Anew: float16 has rounded them.
+        "autoencoder": measure_autoencoder(recipe, folder / "model")[0],
+        "clip": measure_clip(clip, recipe.words, recipe.prompts // 2),
         **figures,
     }
     (folder / "model" / "README.md").write_text(card(manifest), encoding="utf-8")
@@ -334,15 +345,28 @@ def run(recipe: Recipe, folder: Path) -> None:
         folder: path of the run's folder.
 
     Raises:
-        ValueError: If the autoencoder is not good enough, or a run of another recipe stands there.
+        ValueError: If a stage is not good enough, or a run of another recipe stands there.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    _check_recipe(recipe, folder / "recipe.json")
     for result, stage in STAGES.items():
         if not (folder / result).exists():
             start = time.monotonic()
             keras.utils.set_random_seed(recipe.seed)
             stage(recipe, folder)
             print(f"{result}: {time.monotonic() - start:.0f} s", flush=True)
+
+
+def _check_recipe(recipe, path):
+    """Whose stages they are that stand in a folder."""
+    text = json.dumps(dataclasses.asdict(recipe), indent=2) + "\n"
+    if not path.exists():
+        path.write_text(text, encoding="utf-8")
+    elif path.read_text(encoding="utf-8") != text:
+        raise ValueError(
+            f"The folder must be new, or that of a run of the same recipe. Received: "
+            f"{str(path.parent)!r} with a {path.name} that differs. Choose another folder."
+        )
 
 
 def _train(trainer: Trainer, data: Batches, stage: Stage, folder: Path) -> Loop:

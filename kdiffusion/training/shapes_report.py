@@ -23,7 +23,7 @@ from kdiffusion.training.clip import CLIPTrainer
 from kdiffusion.training.clip_metrics import retrieval
 from kdiffusion.training.report import read_log
 from kdiffusion.training.scenes import Words, render
-from kdiffusion.training.scenes_data import SPLITS, evaluation_scenes, scene_tokenizer
+from kdiffusion.training.scenes_data import SPLITS, evaluation_scenes
 from kdiffusion.training.scenes_report import markdown
 
 _AT_A_TIME = 16  # pictures
@@ -99,7 +99,12 @@ def measure_clip(trainer: CLIPTrainer, words: Words = Words(), count: int = 256)
 
     Returns:
         What `clip_metrics.retrieval` returns.
+
+    Raises:
+        ValueError: If the trainer has no tokenizer.
     """
+    if trainer.tokenizer is None:
+        raise ValueError("`trainer` must have the tokenizer of its captions. Received: None")
     scenes = [
         scene for split in SPLITS[1:] for scene in evaluation_scenes(split, count // 2, words=words)
     ]
@@ -107,7 +112,7 @@ def measure_clip(trainer: CLIPTrainer, words: Words = Words(), count: int = 256)
     captions = [scene.caption for scene in scenes]
     return retrieval(
         trainer.encode_images(_to_model(pictures)),
-        trainer.encode_text(scene_tokenizer().rows(captions)),
+        trainer.encode_text(trainer.tokenizer.rows(captions)),
         captions,
     )
 
@@ -116,7 +121,7 @@ def _to_model(pictures):
     return pictures / np.float32(127.5) - np.float32(1.0)
 
 
-def gallery(pictures: np.ndarray, captions: list[str], columns: int = 6) -> Image.Image:
+def gallery(pictures: np.ndarray, captions: list[str], columns: int = 8) -> Image.Image:
     """Pictures, twice as large, each above its caption.
 
     Args:
@@ -178,7 +183,8 @@ def card(manifest: dict[str, Any]) -> str:
     """The model card, with the figures that were measured.
 
     Args:
-        manifest: dictionary of `autoencoder`, `clip`, `guided` and `unguided` figures.
+        manifest: dictionary of `autoencoder`, `clip`, `guided` and `unguided` figures, and of the
+            `recipe`.
 
     Returns:
         A text in Markdown.
@@ -189,6 +195,7 @@ def card(manifest: dict[str, Any]) -> str:
         right=autoencoder["all"],
         text_to_image=clip["text_to_image@1"],
         image_to_text=clip["image_to_text@1"],
+        captions=manifest["recipe"]["prompts"] // 2,
         guided=markdown(manifest["guided"]),
         unguided=markdown(manifest["unguided"]),
     )
@@ -211,7 +218,7 @@ were used: every scene was drawn by a program.
 
 - colours, also of the background: red, green, blue, yellow, purple, orange, black, white
 - shapes: circle, square, triangle, diamond, ring, cross
-- sizes: small, large; positions such as "at the left", "at the top right", "in the centre"
+- of a single thing, sizes: small, large; and positions: "at the left", "in the centre" ...
 - two things: left of, right of, above, below
 
 "a small orange ring at the left on a black background", "a red circle above a white square on a
@@ -219,8 +226,8 @@ blue background". It knows no other words, and nothing of the world.
 
 ## What was measured
 
-Percentages of prompts whose picture is right, with 20 steps and a guidance scale of 7.5, judged by
-a program that measures pictures; "another prompt" is what luck gives. Held-out pairs are colours
+Percentages of prompts whose picture is right, with 20 steps and all else by default, judged by a
+program that measures pictures; "another prompt" is what luck gives. Held-out pairs are colours
 with shapes, shapes with positions, and pairs of things that training never shows; held-out
 templates are forms of sentences that it never uses.
 
@@ -230,10 +237,10 @@ Without guidance:
 
 {unguided}
 
-The autoencoder alone: reconstructions of {psnr:.1f} dB, {right:.1%} of them all right. CLIP, whose
-text tower is the text encoder and which stands whole in `clip/`, finds the picture of
-{text_to_image:.1%} of 256 held-out captions, and the caption of {image_to_text:.1%} of their
-pictures.
+The autoencoder alone: reconstructions of {psnr:.1f} dB, {right:.1%} of them all right. CLIP, which
+stands whole in `clip/` and whose text tower the text encoder was before it learnt on with the
+diffusion model, finds the picture of {text_to_image:.1%} of {captions} held-out captions, and the
+caption of {image_to_text:.1%} of their pictures.
 
 How it was trained, with which versions and seeds, and all figures: `manifest.json`.
 """

@@ -25,7 +25,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--preset", type=Path, default=SHAPES, help="folder of the model")
     parser.add_argument("--count", type=int, default=16, help="how many pictures")
-    parser.add_argument("--golden", type=Path, help="write tests/golden/shapes.npz: diffusers' first")
+    parser.add_argument("--golden", type=Path, help="file for what tests/test_shapes.py compares")
     arguments = parser.parse_args()
     scenes = evaluation_scenes("held-out templates", arguments.count)
     prompts = [scene.caption for scene in scenes]
