@@ -26,7 +26,7 @@ MEASURED = """
 import resource, subprocess, sys, time
 start = time.monotonic()
 code = subprocess.run(sys.argv[1:]).returncode
-peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1000
+peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024 / 1e6
 print(f"\\n{time.monotonic() - start:.2f} {peak:.0f}")
 sys.exit(code)
 """
