@@ -403,8 +403,8 @@ def _write_json(path, values):
     path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
-# A minute of training, beside what compiling takes: pictures of a quarter of the size, too small
-# for kernels that take long to compile.
+# Four minutes on two cores: pictures of a quarter of the size, too small for kernels that take long
+# to compile.
 MICRO = Recipe(
     words=Words(("red", "blue"), ("circle", "cross"), ("white",), pairs=0.0),
     image_size=32,
@@ -444,7 +444,7 @@ def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description="Train the model `shapes`, or go on with it.")
     parser.add_argument("--out", type=Path, required=True, help="folder of the run")
-    parser.add_argument("--micro", action="store_true", help="a minute's run with a few words")
+    parser.add_argument("--micro", action="store_true", help="a run of minutes, with a few words")
     arguments = parser.parse_args()
     run(MICRO if arguments.micro else Recipe(), arguments.out)
 

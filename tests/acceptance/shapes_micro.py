@@ -1,4 +1,4 @@
-"""The recipe of `shapes` learns: in a minute from nothing to pictures, five times better than luck.
+"""The recipe of `shapes` learns: in minutes from nothing to pictures, five times better than luck.
 
     python tests/acceptance/shapes_micro.py [--out FOLDER]
 
