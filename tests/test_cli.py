@@ -252,7 +252,7 @@ def test_sampler_and_spacing_are_the_models_own_where_none_is_chosen(
     options, sampler, timesteps, monkeypatch
 ):
     monkeypatch.undo()
-    arguments = cli._parser().parse_args(["generate", "cat", *options])
+    arguments = cli._parser().parse_args(["generate", "cat", "--preset", "random-tiny", *options])
     found, spacing = cli_generate._sampling(arguments)
     assert (found, spacing.timesteps) == (sampler, timesteps)
 
