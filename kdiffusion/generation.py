@@ -47,8 +47,10 @@ class Step(NamedTuple):
     def preview(self) -> np.ndarray:
         """The estimate as small pictures, uint8 (batch, height, width, 3); see `images.preview`.
 
+        The colours are those of Stable Diffusion 1.x and 2.x: decode what other models denoise.
+
         Raises:
-            ValueError: If the latents are not those of Stable Diffusion 1.x or 2.x.
+            ValueError: If the latents do not have four channels.
         """
         return images.preview(self.denoised)
 
