@@ -4,9 +4,17 @@ The public names are imported when they are first used, so `import kdiffusion` i
 """
 
 import importlib
+import os
+import sys
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+# TensorFlow leaves oneDNN's kernels out on processors that have AVX2 but neither VNNI nor AMX,
+# where a denoising step takes nearly twice as long without them. It decides when it is loaded;
+# where it already is, `backend.check_kernels` warns.
+if "tensorflow" not in sys.modules:
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 
 _MODULES = {
     "DiffusionModel": "kdiffusion.models.diffusion_model",

@@ -86,7 +86,7 @@ class Components(abc.ABC):
         self.img_height, self.img_width = images.check_size(img_height, img_width, self._multiple)
         self.preset = preset
         self.dtype_policy = keras.dtype_policies.get(dtype or keras.config.dtype_policy())
-        backend.check_dtype(self.dtype_policy.compute_dtype)
+        backend.check_kernels(self.dtype_policy.compute_dtype)
         self.jit_compile = backend.use_jit(jit_compile)
         self._opened_source: Source | None = None
         self._diffusion_model: Any = None

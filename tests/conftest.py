@@ -4,6 +4,8 @@ import os
 
 import pytest
 
+import kdiffusion  # before Keras, which loads TensorFlow: see there
+
 # Tests leave nothing in the home of whoever runs them, and find nothing there.
 os.environ["KDIFFUSION_COMPILE_CACHE"] = "off"
 
@@ -21,7 +23,6 @@ def stand_in(monkeypatch, tmp_path):
     """A stand-in for the model, in an empty folder, with the user's environment put back."""
     from cli_stand_in import StandIn, chosen_sampling
 
-    import kdiffusion
     from kdiffusion.cli import generate
 
     class Fresh(StandIn):

@@ -5,7 +5,7 @@ import pytest
 from keras import ops
 
 from kdiffusion import backend
-from kdiffusion.models import winograd
+from kdiffusion.models import kernels, winograd
 from kdiffusion.models.layers import Convolution
 
 
@@ -28,36 +28,48 @@ def convolved(x, kernel):
     )
 
 
+def plain(x, kernel):
+    return ops.conv(x, kernel, padding="same", data_format="channels_last")
+
+
+def doubled(x):
+    return np.repeat(np.repeat(x, 2, axis=1), 2, axis=2)
+
+
 @pytest.fixture(params=[2**27, 1], ids=["whole", "strips"])
 def layer(request, monkeypatch):
-    """Any convolution of even sides goes through `winograd`, where the backend has it."""
+    """Any convolution goes through `winograd`, where the backend has it."""
     monkeypatch.setattr(winograd, "_MAX_TILES", request.param)
-    monkeypatch.setattr(winograd, "_WORTH_COMPILING", 0)
-    monkeypatch.setattr(winograd, "_MIN_CHANNELS", 1)
+    for bound in ("_WORTH_COMPILING", "_MIN_POSITIONS", "_MIN_POSITIONS_DOUBLED", "_MIN_CHANNELS"):
+        monkeypatch.setattr(winograd, bound, 0)
     return Convolution(5, 3, padding="same", data_format="channels_last")
 
 
 @pytest.mark.parametrize("fused", [0, 2**17])
-@pytest.mark.parametrize("batch, height, width", [(1, 2, 2), (2, 12, 8)])
+@pytest.mark.parametrize("batch, height, width", [(1, 2, 2), (1, 4, 12), (2, 12, 8), (1, 7, 13)])
 def test_it_is_the_same_convolution(layer, monkeypatch, fused, batch, height, width):
     monkeypatch.setattr(backend, "_WORTH_FUSING", fused)
     x, kernel = numbers(batch, height, width, 64), numbers(3, 3, 64, 3)
-    run = backend.compile_function(winograd.convolve, jit_compile=False)
-    result = ops.convert_to_numpy(run(ops.convert_to_tensor(x), ops.convert_to_tensor(kernel)))
-    np.testing.assert_allclose(result, convolved(x, kernel), rtol=0, atol=3e-5)
+    for function, inputs in ((winograd.convolve, x), (winograd.convolve_doubled, doubled(x))):
+        run = backend.compile_function(function, jit_compile=False)
+        result = run(ops.convert_to_tensor(x), ops.convert_to_tensor(kernel))
+        expected = convolved(inputs, kernel)
+        assert result.shape == expected.shape
+        np.testing.assert_allclose(ops.convert_to_numpy(result), expected, rtol=0, atol=2e-4)
 
 
-def test_it_is_no_less_exact():
-    x, kernel = numbers(1, 8, 8, 320), numbers(3, 3, 320, 16)
-    exact = convolved(x, kernel)
-    ours, plain = (
-        np.sqrt(np.mean(np.square(ops.convert_to_numpy(convolve(x, kernel)) - exact)))
-        for convolve in (
-            winograd.convolve,
-            lambda x, kernel: ops.conv(x, kernel, padding="same", data_format="channels_last"),
-        )
-    )
-    assert ours < 1.5 * plain
+@pytest.mark.parametrize("channels", [320, 1280])
+def test_it_is_as_exact_as_plain_sums(channels):
+    x, kernel = numbers(1, 16, 16, channels), numbers(3, 3, channels, 16)
+
+    def error(function, inputs):
+        exact = convolved(inputs, kernel)
+        result = ops.convert_to_numpy(function(x, kernel))
+        return np.linalg.norm(result - exact) / np.linalg.norm(exact)
+
+    # PyTorch's are off by 9.5e-7 and 1.9e-6.
+    assert error(winograd.convolve, x) < 2e-6
+    assert error(winograd.convolve_doubled, doubled(x)) < 2e-6
 
 
 def test_layers_use_it_and_learn_from_the_plain_one(layer, monkeypatch):
@@ -68,7 +80,7 @@ def test_layers_use_it_and_learn_from_the_plain_one(layer, monkeypatch):
     monkeypatch.setattr(
         winograd, "convolve", lambda *arrays: computed.append(arrays) or genuine(*arrays)
     )
-    for channels in (1, 5):
+    for channels in (0, 5):
         monkeypatch.setattr(winograd, "_MIN_CHANNELS", channels)
         layer.set_weights(values)
 
@@ -78,11 +90,15 @@ def test_layers_use_it_and_learn_from_the_plain_one(layer, monkeypatch):
         both = backend.compile_function(both, jit_compile=False)(ops.convert_to_tensor(x))
         results.append([ops.convert_to_numpy(part) for part in both])
     assert len(computed) == winograd_is_here()
-    for ours, plain in zip(*results):
-        np.testing.assert_allclose(ours, plain, rtol=1e-5, atol=1e-4)
+    for ours, expected in zip(*results):
+        np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=1e-3)
 
 
-def test_kernels_learn_from_the_plain_one(layer):
+@pytest.mark.parametrize(
+    "function, expected",
+    [(winograd.convolve, plain), (winograd.convolve_doubled, kernels.convolve_doubled)],
+)
+def test_kernels_learn_from_the_plain_one(layer, function, expected):
     x, kernel = ops.convert_to_tensor(numbers(1, 8, 8, 4)), numbers(3, 3, 4, 5)
     gradients = [
         ops.convert_to_numpy(
@@ -91,29 +107,28 @@ def test_kernels_learn_from_the_plain_one(layer):
                 ops.convert_to_tensor(kernel),
             )[1]
         )
-        for convolve in (
-            winograd.convolve,
-            lambda x, kernel: ops.conv(x, kernel, padding="same", data_format="channels_last"),
-        )
+        for convolve in (function, expected)
     ]
-    np.testing.assert_allclose(*gradients, rtol=1e-5, atol=1e-4)
+    np.testing.assert_allclose(*gradients, rtol=1e-5, atol=2e-3)
 
 
 @pytest.mark.parametrize(
-    "shape, filters, dtype, pays",
+    "shape, filters, dtype, pays, pays_doubled",
     [
-        ((2, 64, 64, 320), 320, "float32", True),
-        ((1, 64, 64, 320), 320, "float32", False),
-        ((2, 63, 64, 640), 320, "float32", False),
-        ((2, 64, 63, 640), 320, "float32", False),
-        ((1, 512, 512, 256), 128, "float32", False),
-        ((1, 512, 512, 128), 256, "float32", False),
-        ((2, 64, 64, 320), 320, "bfloat16", False),
+        ((2, 64, 64, 320), 320, "float32", True, True),
+        ((2, 63, 65, 320), 320, "float32", True, True),
+        ((2, 16, 16, 1280), 1280, "float32", True, False),
+        ((2, 8, 8, 1280), 1280, "float32", False, False),
+        ((1, 32, 32, 320), 320, "float32", False, False),
+        ((1, 512, 512, 64), 128, "float32", False, False),
+        ((1, 512, 512, 128), 3, "float32", False, False),
+        ((2, 64, 64, 320), 320, "bfloat16", False, False),
     ],
 )
-def test_when_it_pays(shape, filters, dtype, pays):
+def test_when_it_pays(shape, filters, dtype, pays, pays_doubled):
     x, kernel = ops.zeros(shape, dtype), ops.zeros((3, 3, shape[-1], filters), dtype)
     assert winograd.pays(x, kernel) == (pays and winograd_is_here())
+    assert winograd.pays(x, kernel, doubled=True) == (pays_doubled and winograd_is_here())
 
 
 @pytest.mark.skipif(not winograd_is_here(), reason="JAX differentiates what is computed")

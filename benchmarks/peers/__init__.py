@@ -28,12 +28,15 @@ class Row(NamedTuple):
     environment: dict[str, str] = {}
 
 
+# oneDNN's kernels, which kdiffusion asks for itself where it is imported first, for all.
+_TENSORFLOW = {"KERAS_BACKEND": "tensorflow", "TF_ENABLE_ONEDNN_OPTS": "1"}
+
 PEERS = {
-    "kdiffusion": Row("kdiffusion", {"KERAS_BACKEND": "tensorflow"}),
+    "kdiffusion": Row("kdiffusion", _TENSORFLOW),
     "kdiffusion-jax": Row("kdiffusion", {"KERAS_BACKEND": "jax"}),
     "diffusers": Row("diffusers"),
     "diffusers-compiled": Row("diffusers", {"BENCHMARK_COMPILE": "1"}),
-    "kerascv": Row("kerascv", {"KERAS_BACKEND": "tensorflow"}),
-    "zeromodels": Row("zeromodels", {"KERAS_BACKEND": "tensorflow"}),
+    "kerascv": Row("kerascv", _TENSORFLOW),
+    "zeromodels": Row("zeromodels", _TENSORFLOW),
     "openvino": Row("openvino"),
 }

@@ -329,7 +329,9 @@ class Upsample(Block):
     def call(self, inputs, like=None):
         if kernels.are_many(inputs) and (like is None or _is_double(like, inputs)):
             kernel, bias = map(ops.convert_to_tensor, self.convolution.weights)
-            return kernels.convolve_doubled(inputs, kernel) + bias
+            fewer = winograd.pays(inputs, kernel, doubled=True)
+            convolve = winograd.convolve_doubled if fewer else kernels.convolve_doubled
+            return convolve(inputs, kernel) + bias
         x = ops.repeat(ops.repeat(inputs, 2, axis=1), 2, axis=2)
         if like is not None:
             height, width = ops.shape(like)[1:3]

@@ -1,30 +1,82 @@
-"""3x3 convolution with 4/9 of the multiplications: F(2x2, 3x3) of Lavin & Gray 2016, section 4.1.
+"""3x3 convolution with a quarter of the multiplications: F(4x4, 3x3) of Lavin & Gray 2016.
 
-A tile of 2x2 outputs is made of 4x4 inputs. Both they and the kernel are brought into a form in
-which 16 products of each pair of channels take the place of 36; the sums of these products are
-brought back. Multiplications by 1/2 and additions are all that either way takes, so float32
-results are as exact as those of the plain sum; half precision would round the transformed inputs.
+A tile of 4x4 outputs is made of 6x6 inputs. Both they and the kernel are polynomials of which the
+values at six points of each axis are multiplied: 36 products of each pair of channels take the
+place of 144. With the points 0, 5/8, -5/8, 3/2, -3/2 and infinity float32 results are off by 1.2e-6
+to 1.5e-6 (relative L2, for 320 to 1280 channels), as PyTorch's plain sums are; with the usual
+1, -1, 2, -2 it would be twice as much (Barabasz et al. 2020, arXiv:1803.10986, choose points for
+that). Half precision would round the transformed inputs.
 """
 
 from __future__ import annotations
+
+import math
+from typing import NamedTuple
 
 import keras
 import numpy as np
 from keras import ops
 
 from kdiffusion import backend
+from kdiffusion.models import kernels
 
-# Floating-point operations of the plain convolution, some 40 milliseconds, and channels of input
-# and output, from which on transforming is repaid, and its compilation soon.
-_WORTH_COMPILING = 2**33
-_MIN_CHANNELS = 256
+# Positions, in all images of a batch, from which on transforming the kernel is repaid; for doubled
+# maps, whose kernel becomes three times as large.
+_MIN_POSITIONS, _MIN_POSITIONS_DOUBLED = 512, 2048
+# Channels of input and output, and floating-point operations of the plain convolution, some 10 to
+# 30 milliseconds, from which on transforming is repaid, and its compilation soon.
+_MIN_CHANNELS = 128
+_WORTH_COMPILING = 2**31
 
-# Bytes of transformed inputs that are computed at a time. Above, the rows of tiles go through in
-# strips, as the queries of attention do.
+# Bytes of transformed inputs and of products that are computed at a time. Above, the rows of tiles
+# go through in strips, as the queries of attention do.
 _MAX_TILES = 2**27
 
+_SIZE, _TILE = 4, 6
+_POINTS = (0.0, 0.625, -0.625, 1.5, -1.5)
 
-def pays(x, kernel):
+
+def _matrices():
+    """Lavin & Gray's G, Aᵀ and Bᵀ of these points (Cook & Toom; infinity is the last row)."""
+    others = [[p for p in _POINTS if p != point] for point in _POINTS]
+    infinity = np.eye(_TILE)[-1]
+    kernel = [np.array([1, p, p * p]) / np.prod(p - np.array(o)) for p, o in zip(_POINTS, others)]
+    inputs = [[*np.poly(other)[::-1], 0.0] for other in others] + [np.poly(_POINTS)[::-1]]
+    outputs = np.vander(_POINTS, _SIZE, increasing=True)
+    return (
+        np.array([*kernel, [0, 0, 1]]),
+        np.column_stack([outputs.T, infinity[-_SIZE:]]),
+        np.array(inputs),
+    )
+
+
+_KERNEL, _OUTPUTS, _INPUTS = _matrices()
+
+
+class _Axis(NamedTuple):
+    """What makes the outputs along one axis, or those of one parity on a doubled map.
+
+    Args:
+        points: slice of the six, those at which the kernel is not zero.
+        kernel: (points, 3), for the weights.
+        outputs: (4, points), for the products.
+    """
+
+    points: slice
+    kernel: np.ndarray
+    outputs: np.ndarray
+
+
+_PLAIN = (_Axis(slice(0, 6), _KERNEL, _OUTPUTS),)
+# An even output sees the input before its own and, by two weights, its own; an odd one its own and
+# the next. A kernel that ends with a zero is zero at infinity, one that begins with it at 0.
+_DOUBLED = (
+    _Axis(slice(0, 5), (_KERNEL @ [[1, 0, 0], [0, 1, 1], [0, 0, 0]])[:5], _OUTPUTS[:, :5]),
+    _Axis(slice(1, 6), (_KERNEL @ [[0, 0, 0], [1, 1, 0], [0, 0, 1]])[1:], _OUTPUTS[:, 1:]),
+)
+
+
+def pays(x, kernel, doubled=False):
     """Whether this is faster than the plain convolution, as far as the shapes are known.
 
     XLA multiplies batches of matrices too slowly on a CPU for any gain under JAX.
@@ -32,16 +84,17 @@ def pays(x, kernel):
     Args:
         x: (batch, height, width, channels).
         kernel: (3, 3, channels, filters).
+        doubled: bool, whether it is `convolve_doubled` that is asked about.
     """
     if backend.name() != "tensorflow" or backend.on_accelerator() or None in x.shape:
         return False
-    batch, height, width, channels = x.shape
-    operations = 2 * 9 * batch * height * width * channels * kernel.shape[-1]
+    positions = math.prod(x.shape[:3])
+    channels, filters = kernel.shape[2:]
     return (
         keras.backend.standardize_dtype(x.dtype) == "float32"
-        and height % 2 == width % 2 == 0
-        and min(channels, kernel.shape[-1]) >= _MIN_CHANNELS
-        and operations >= _WORTH_COMPILING
+        and positions >= (_MIN_POSITIONS_DOUBLED if doubled else _MIN_POSITIONS)
+        and min(channels, filters) >= _MIN_CHANNELS
+        and 2 * 9 * positions * channels * filters >= _WORTH_COMPILING
     )
 
 
@@ -49,85 +102,145 @@ def convolve(x, kernel):
     """3x3 convolution of stride 1 that keeps the size.
 
     Args:
-        x: (batch, height, width, channels), height and width even.
+        x: (batch, height, width, channels).
         kernel: (3, 3, channels, filters).
 
     Returns:
         (batch, height, width, filters).
     """
-    # By gradients of its own it would have to keep four feature maps for each.
-    return backend.with_gradient_of(_plain, _convolve)(x, kernel)
+
+    def plain(x, kernel):
+        return ops.conv(x, kernel, padding="same", data_format="channels_last")
+
+    # By gradients of its own it would have to keep three feature maps for each.
+    computed = backend.with_gradient_of(plain, lambda x, kernel: _convolve(x, kernel, _PLAIN))
+    return computed(x, kernel)
 
 
-def _plain(x, kernel):
-    return ops.conv(x, kernel, padding="same", data_format="channels_last")
+def convolve_doubled(x, kernel):
+    """What `kernels.convolve_doubled` computes, 25 products taking the place of its 64.
 
+    The 6x6 inputs of a tile are transformed once for the four parities of its 8x8 outputs.
 
-def _convolve(x, kernel):
-    batch, height, width, channels = x.shape
-    kernel = _transform_kernel(backend.after(kernel, x))
-    padded = ops.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    strips = _num_strips(x.shape)
-    if strips == 1:
-        return _convolve_strip(padded, kernel)
-    rows = height // strips
-    shape = (batch, rows + 2, width + 2, channels)
-    filters = kernel.shape[-1]
-    outputs = backend.map_in_turn(
-        lambda start: _convolve_strip(ops.slice(padded, (0, start, 0, 0), shape), kernel),
-        ops.arange(0, height, rows),
-        (batch, rows, width, filters),
-        x.dtype,
+    Args:
+        x: (batch, height, width, channels).
+        kernel: (3, 3, channels, filters).
+
+    Returns:
+        (batch, 2 * height, 2 * width, filters).
+    """
+    computed = backend.with_gradient_of(
+        kernels.convolve_doubled, lambda x, kernel: _convolve(x, kernel, _DOUBLED)
     )
-    return ops.reshape(ops.moveaxis(outputs, 0, 1), (batch, height, width, filters))
+    return computed(x, kernel)
 
 
-def _num_strips(shape):
+def _convolve(x, kernel, parities):
+    batch, height, width, channels = x.shape
+    kernel = backend.after(kernel, x)
+    pairs = [(rows, columns) for rows in parities for columns in parities]
+    transformed = [_transform_kernel(kernel, *pair) for pair in pairs]
+    tiles_high, tiles_wide = -(-height // _SIZE), -(-width // _SIZE)
+    below, right = 1 + _SIZE * tiles_high - height, 1 + _SIZE * tiles_wide - width
+    padded = ops.pad(x, ((0, 0), (1, below), (1, right), (0, 0)))
+
+    products = sum(len(rows.kernel) * len(columns.kernel) for rows, columns in pairs)
+    size = 4 * batch * tiles_high * tiles_wide
+    size *= _TILE**2 * channels + products * kernel.shape[-1]
+    strips = _num_strips(size, tiles_high)
+    if strips == 1:
+        result = _convolve_strip(padded, transformed, pairs)
+    else:
+        rows = _SIZE * tiles_high // strips
+        shape = (batch, rows + 2, padded.shape[2], channels)
+        scale = len(parities)
+        result = backend.map_in_turn(
+            lambda start: _convolve_strip(
+                ops.slice(padded, (0, start, 0, 0), shape), transformed, pairs
+            ),
+            ops.arange(0, _SIZE * tiles_high, rows),
+            (batch, scale * rows, scale * _SIZE * tiles_wide, kernel.shape[-1]),
+            x.dtype,
+        )
+        result = ops.moveaxis(result, 0, 1)
+        result = ops.reshape(result, (batch, -1, *result.shape[3:]))
+    return result[:, : len(parities) * height, : len(parities) * width]
+
+
+def _num_strips(size, tiles_high):
     """How many equal parts the rows of tiles are split into."""
-    batch, height, width, channels = shape
-    strips = -(-4 * batch * height * width * channels * 4 // _MAX_TILES)
-    tiles = height // 2
-    return next(n for n in range(min(strips, tiles), tiles + 1) if tiles % n == 0)
+    strips = min(-(-size // _MAX_TILES), tiles_high)
+    return next(n for n in range(strips, tiles_high + 1) if tiles_high % n == 0)
 
 
-def _convolve_strip(padded, kernel):
-    """`padded` has a row and a column more on every side than the result."""
-    batch, height, width, _ = padded.shape
-    products = ops.matmul(backend.fuse(_transform_input)(padded), kernel)
-    tiles = (4, 4, batch, height // 2 - 1, width // 2 - 1, kernel.shape[-1])
-    return backend.fuse(_transform_output)(ops.reshape(products, tiles))
+def _convolve_strip(padded, kernels_of_pairs, pairs):
+    """`padded` has a row and a column more on every side than tiles of outputs."""
+    batch, height, width, channels = padded.shape
+    tiles = (batch, height // _SIZE, width // _SIZE)
+    values = backend.fuse(_transform_input)(padded)
+    products = []
+    for kernel, (rows, columns) in zip(kernels_of_pairs, pairs):
+        factors = ops.reshape(values[rows.points, columns.points], (kernel.shape[0], -1, channels))
+        shape = (len(rows.kernel), len(columns.kernel), *tiles, kernel.shape[-1])
+        products.append(ops.reshape(ops.matmul(factors, kernel), shape))
+    transform = _transform_products if len(pairs) == 1 else _transform_products_of_parities
+    return backend.fuse(transform)(*products)
 
 
-def _transform_kernel(kernel):
-    """G g Gᵀ: (3, 3, channels, filters) → (16, channels, filters)."""
-    rows = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]], np.float32)
-    _, _, channels, filters = kernel.shape
-    tiles = ops.matmul(np.kron(rows, rows), ops.reshape(kernel, (9, -1)))
-    return ops.reshape(tiles, (16, channels, filters))
+def _transform_kernel(kernel, rows, columns):
+    """G g Gᵀ: (3, 3, channels, filters) → (points, channels, filters)."""
+    matrix = np.kron(rows.kernel, columns.kernel).astype(np.float32)
+    return ops.reshape(
+        ops.matmul(matrix, ops.reshape(kernel, (9, -1))), (len(matrix), *kernel.shape[2:])
+    )
 
 
 def _transform_input(padded):
-    """Bᵀ d B of each tile: (batch, height, width, channels) → (16, tiles, channels)."""
-    columns = ops.stack(_differences(padded, axis=1))
-    tiles = ops.stack(_differences(columns, axis=3), axis=1)
-    return ops.reshape(tiles, (16, -1, padded.shape[-1]))
+    """Bᵀ d B of each tile: (batch, height, width, channels) → (6, 6, tiles, channels)."""
+    rows = ops.stack(_sums(_INPUTS, _every_fourth(padded, axis=1)))
+    values = ops.stack(_sums(_INPUTS, _every_fourth(rows, axis=3)), axis=1)
+    return ops.reshape(values, (_TILE, _TILE, -1, padded.shape[-1]))
 
 
-def _differences(x, axis):
-    """Rows of Bᵀ times the tiles of four that begin at every second place of an axis."""
-    length = x.shape[axis] - 3
+def _every_fourth(x, axis):
+    """The first to the sixth place of all tiles along an axis."""
+    length = x.shape[axis] - _TILE + 1
     before = (slice(None),) * axis
-    first, second, third, fourth = (x[(*before, slice(i, i + length, 2))] for i in range(4))
-    return first - third, second + third, third - second, second - fourth
+    return [x[(*before, slice(i, i + length, _SIZE))] for i in range(_TILE)]
 
 
-def _transform_output(products):
-    """Aᵀ m A: (4, 4, batch, rows, columns, filters) → (batch, 2 * rows, 2 * columns, filters)."""
-    _, _, batch, rows, columns, filters = products.shape
-    lines = [ops.stack(_sums(line), axis=3) for line in _sums(products)]
-    return ops.reshape(ops.stack(lines, axis=2), (batch, 2 * rows, 2 * columns, filters))
+def _transform_products(products):
+    """Aᵀ m A: (6, 6, batch, rows, columns, filters) → (batch, 4 * rows, 4 * columns, filters)."""
+    return _by_position(_transform(products, _PLAIN[0], _PLAIN[0])[None, None])
 
 
-def _sums(x):
-    """Rows of Aᵀ times the first axis."""
-    return x[0] + x[1] + x[2], x[1] - x[2] - x[3]
+def _transform_products_of_parities(*products):
+    """The same of each pair of parities: → (batch, 8 * rows, 8 * columns, filters)."""
+    pairs = [(rows, columns) for rows in _DOUBLED for columns in _DOUBLED]
+    outputs = [_transform(part, *pair) for part, pair in zip(products, pairs)]
+    return _by_position(ops.stack([ops.stack(outputs[:2]), ops.stack(outputs[2:])]))
+
+
+def _transform(products, rows, columns):
+    """→ (4, batch, rows, columns, 4, filters)."""
+    # As a matrix product it takes XLA half as long to compile as sums of both axes.
+    shape = (_SIZE, *products.shape[1:])
+    flat = ops.reshape(products, (products.shape[0], -1))
+    lines = ops.reshape(ops.matmul(rows.outputs.astype(np.float32), flat), shape)
+    places = [lines[:, i] for i in range(lines.shape[1])]
+    return ops.stack(_sums(columns.outputs, places), axis=4)
+
+
+def _by_position(outputs):
+    """(n, n, 4, batch, rows, columns, 4, filters) → (batch, 4n * rows, 4n * columns, filters)."""
+    scale, _, size, batch, rows, columns, _, filters = outputs.shape
+    ordered = ops.transpose(outputs, (3, 4, 2, 0, 5, 6, 1, 7))
+    return ops.reshape(ordered, (batch, rows * size * scale, columns * size * scale, filters))
+
+
+def _sums(matrix, terms):
+    """Rows of a matrix times tensors, without the zeros."""
+    return [
+        sum(term if weight == 1 else weight * term for weight, term in zip(row, terms) if weight)
+        for row in matrix.tolist()
+    ]
