@@ -36,10 +36,11 @@ def doubled(x):
     return np.repeat(np.repeat(x, 2, axis=1), 2, axis=2)
 
 
-@pytest.fixture(params=[2**27, 1], ids=["whole", "strips"])
+@pytest.fixture(params=[2**27, 1], ids=["whole", "parts"])
 def layer(request, monkeypatch):
     """Any convolution goes through `winograd`, where the backend has it."""
-    monkeypatch.setattr(winograd, "_MAX_TILES", request.param)
+    for bound in ("_MAX_KERNEL", "_MAX_TILES"):
+        monkeypatch.setattr(winograd, bound, request.param)
     for bound in ("_WORTH_COMPILING", "_MIN_POSITIONS", "_MIN_POSITIONS_DOUBLED", "_MIN_CHANNELS"):
         monkeypatch.setattr(winograd, bound, 0)
     return Convolution(5, 3, padding="same", data_format="channels_last")

@@ -28,9 +28,9 @@ _MIN_POSITIONS, _MIN_POSITIONS_DOUBLED = 512, 2048
 _MIN_CHANNELS = 128
 _WORTH_COMPILING = 2**31
 
-# Bytes of transformed inputs and of products that are computed at a time. Above, the rows of tiles
-# go through in strips, as the queries of attention do.
-_MAX_TILES = 2**27
+# Bytes that are there at a time: of a transformed kernel, above which points go through row by row,
+# and of transformed inputs and products, above which rows of tiles go through in strips.
+_MAX_KERNEL, _MAX_TILES = 2**28, 2**27
 
 _SIZE, _TILE = 4, 6
 _POINTS = (0.0, 0.625, -0.625, 1.5, -1.5)
@@ -137,34 +137,30 @@ def convolve_doubled(x, kernel):
 
 def _convolve(x, kernel, parities):
     batch, height, width, channels = x.shape
+    filters, scale = kernel.shape[-1], len(parities)
+    high, wide = (_SIZE * -(-side // _SIZE) for side in (height, width))
+    padded = ops.pad(x, ((0, 0), (1, 1 + high - height), (1, 1 + wide - width), (0, 0)))
     kernel = backend.after(kernel, x)
     pairs = [(rows, columns) for rows in parities for columns in parities]
-    transformed = [_transform_kernel(kernel, *pair) for pair in pairs]
-    tiles_high, tiles_wide = -(-height // _SIZE), -(-width // _SIZE)
-    below, right = 1 + _SIZE * tiles_high - height, 1 + _SIZE * tiles_wide - width
-    padded = ops.pad(x, ((0, 0), (1, below), (1, right), (0, 0)))
+    multiply = [_multiplication(kernel, *pair) for pair in pairs]
 
     products = sum(len(rows.kernel) * len(columns.kernel) for rows, columns in pairs)
-    size = 4 * batch * tiles_high * tiles_wide
-    size *= _TILE**2 * channels + products * kernel.shape[-1]
-    strips = _num_strips(size, tiles_high)
+    tiles = batch * high * wide // _SIZE**2
+    strips = _num_strips(4 * tiles * (_TILE**2 * channels + products * filters), high // _SIZE)
     if strips == 1:
-        result = _convolve_strip(padded, transformed, pairs)
+        result = _convolve_strip(padded, multiply)
     else:
-        rows = _SIZE * tiles_high // strips
-        shape = (batch, rows + 2, padded.shape[2], channels)
-        scale = len(parities)
+        rows = high // strips
+        shape = (batch, rows + 2, wide + 2, channels)
         result = backend.map_in_turn(
-            lambda start: _convolve_strip(
-                ops.slice(padded, (0, start, 0, 0), shape), transformed, pairs
-            ),
-            ops.arange(0, _SIZE * tiles_high, rows),
-            (batch, scale * rows, scale * _SIZE * tiles_wide, kernel.shape[-1]),
+            lambda first: _convolve_strip(ops.slice(padded, (0, first, 0, 0), shape), multiply),
+            ops.arange(0, high, rows),
+            (batch, scale * rows, scale * wide, filters),
             x.dtype,
         )
         result = ops.moveaxis(result, 0, 1)
-        result = ops.reshape(result, (batch, -1, *result.shape[3:]))
-    return result[:, : len(parities) * height, : len(parities) * width]
+        result = ops.reshape(result, (batch, scale * high, scale * wide, filters))
+    return result[:, : scale * height, : scale * width]
 
 
 def _num_strips(size, tiles_high):
@@ -173,26 +169,50 @@ def _num_strips(size, tiles_high):
     return next(n for n in range(strips, tiles_high + 1) if tiles_high % n == 0)
 
 
-def _convolve_strip(padded, kernels_of_pairs, pairs):
+def _convolve_strip(padded, multiply):
     """`padded` has a row and a column more on every side than tiles of outputs."""
-    batch, height, width, channels = padded.shape
-    tiles = (batch, height // _SIZE, width // _SIZE)
+    batch, height, width, _ = padded.shape
     values = backend.fuse(_transform_input)(padded)
-    products = []
-    for kernel, (rows, columns) in zip(kernels_of_pairs, pairs):
-        factors = ops.reshape(values[rows.points, columns.points], (kernel.shape[0], -1, channels))
-        shape = (len(rows.kernel), len(columns.kernel), *tiles, kernel.shape[-1])
-        products.append(ops.reshape(ops.matmul(factors, kernel), shape))
-    transform = _transform_products if len(pairs) == 1 else _transform_products_of_parities
+    products = [function(values) for function in multiply]
+    products = [
+        ops.reshape(x, (*x.shape[:2], batch, height // _SIZE, width // _SIZE, -1)) for x in products
+    ]
+    transform = _transform_products if len(products) == 1 else _transform_products_of_parities
     return backend.fuse(transform)(*products)
 
 
-def _transform_kernel(kernel, rows, columns):
-    """G g Gᵀ: (3, 3, channels, filters) → (points, channels, filters)."""
-    matrix = np.kron(rows.kernel, columns.kernel).astype(np.float32)
-    return ops.reshape(
-        ops.matmul(matrix, ops.reshape(kernel, (9, -1))), (len(matrix), *kernel.shape[2:])
-    )
+def _multiplication(kernel, rows, columns):
+    """The function that multiplies the values of tiles by those of a kernel, G g Gᵀ.
+
+    Args:
+        kernel: (3, 3, channels, filters).
+        rows, columns: `_Axis`.
+
+    Returns:
+        Function of (6, 6, tiles, channels) to (points, points, tiles, filters).
+    """
+    _, _, channels, filters = kernel.shape
+    shape = (len(rows.kernel), len(columns.kernel))
+    matrix = np.kron(rows.kernel, columns.kernel).astype(np.float32).reshape(*shape, 9)
+
+    def transformed(matrix):
+        values = ops.matmul(matrix, ops.reshape(kernel, (9, -1)))
+        return ops.reshape(values, (*matrix.shape[:-1], channels, filters))
+
+    if 4 * math.prod(shape) * channels * filters <= _MAX_KERNEL:
+        factors = transformed(matrix)
+        return lambda values: ops.matmul(values[rows.points, columns.points], factors)
+
+    def multiply(values):
+        values = values[rows.points, columns.points]
+        return backend.map_in_turn(
+            lambda i: ops.matmul(ops.take(values, i, axis=0), transformed(ops.take(matrix, i, 0))),
+            ops.arange(shape[0]),
+            (shape[1], values.shape[2], filters),
+            "float32",
+        )
+
+    return multiply
 
 
 def _transform_input(padded):
