@@ -34,8 +34,7 @@ def normalize(x, groups, epsilon, gamma, beta, activation=None):
     Returns:
         Tensor like `x`.
     """
-    mean = _over_groups(ops.mean(backend.fuse(_row_means)(x), axis=1), groups)
-    variance = _over_groups(ops.mean(backend.fuse(_row_variances)(x, mean), axis=1), groups)
+    mean, variance = backend.fuse(_moments)(x, groups)
     scale = gamma * ops.rsqrt(variance + epsilon)
     finish = _affine_silu if activation == "silu" else _affine
     return backend.fuse(finish)(x, mean, scale, beta)
@@ -169,12 +168,10 @@ def _sums_by_parity(kernel):
     return [ops.cast(sums, kernel.dtype) for rows in both(x, 0) for sums in both(rows, 1)]
 
 
-def _row_means(x):
-    return ops.mean(ops.cast(x, "float32"), axis=2)
-
-
-def _row_variances(x, mean):
-    return ops.mean(ops.square(ops.cast(x, "float32") - mean), axis=2)
+def _moments(x, groups):
+    x = ops.cast(x, "float32")
+    mean = _over_groups(ops.mean(ops.mean(x, axis=2), axis=1), groups)
+    return mean, _over_groups(ops.mean(ops.mean(ops.square(x - mean), axis=2), axis=1), groups)
 
 
 def _over_groups(per_channel, groups):
