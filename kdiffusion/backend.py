@@ -23,6 +23,7 @@ from kdiffusion import compile_cache
 
 # Where Linux tells what the processor can do.
 _PROCESSOR = Path("/proc/cpuinfo")
+_BFLOAT16 = {"avx512_bf16", "amx_bf16"}
 
 # Bytes; what XLA asks for, and a multiple of what Eigen and oneDNN do.
 _ALIGNMENT = 64
@@ -74,6 +75,16 @@ def has_flash_attention() -> bool:
     return jax.default_backend() == "gpu"
 
 
+def has_bfloat16_softmax() -> bool:
+    """Whether the softmax of bfloat16 goes through float32 by itself: TensorFlow's and oneDNN's.
+
+    On processors without bfloat16 TensorFlow takes another, which rounds in between.
+    """
+    if name() != "tensorflow":
+        return False
+    return on_accelerator() or bool(_BFLOAT16 & _processor_flags(_PROCESSOR))
+
+
 def check_kernels(compute_dtype: str) -> None:
     """Refuse a compute dtype that the backend has no kernels for, warn of kernels that are slow.
 
@@ -98,7 +109,7 @@ def check_kernels(compute_dtype: str) -> None:
 def _warn_without_bfloat16(information: Path = _PROCESSOR) -> None:
     """Warn on an x86 processor that has no bfloat16 arithmetic; others do not list flags."""
     flags = _processor_flags(information)
-    if flags and not {"avx512_bf16", "amx_bf16"} & flags:
+    if flags and not _BFLOAT16 & flags:
         warnings.warn(
             "This processor has no bfloat16 arithmetic (neither avx512_bf16 nor amx_bf16), so a "
             "dtype policy that computes in 'bfloat16' is slower here than 'float32'. It still "
@@ -124,6 +135,7 @@ def _warn_without_onednn(information: Path = _PROCESSOR) -> None:
         )
 
 
+@functools.cache
 def _processor_flags(information):
     try:
         flags = re.search(r"^flags\s*:(.*)$", information.read_text("utf-8"), re.MULTILINE)

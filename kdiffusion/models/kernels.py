@@ -65,8 +65,7 @@ def softmax(logits):
         Tensor like `logits`.
     """
     dtype = keras.backend.standardize_dtype(logits.dtype)
-    if dtype == "float32" or (dtype == "bfloat16" and backend.name() == "tensorflow"):
-        # TensorFlow's kernel goes through float32 by itself.
+    if dtype == "float32" or (dtype == "bfloat16" and backend.has_bfloat16_softmax()):
         return ops.softmax(logits, axis=-1)
     return ops.cast(ops.softmax(ops.cast(logits, "float32"), axis=-1), dtype)
 
