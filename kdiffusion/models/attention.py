@@ -42,7 +42,9 @@ def attend(query, key, value, num_heads, causal=False, use_flash=False, keep=Tru
     if use_flash:
         x = flash.attend(*(_by_heads(x, num_heads) for x in (query, key, value)))
         return ops.reshape(x, ops.shape(query))
-    query, key, value = (_split_heads(x, num_heads) for x in (query, key, value))
+    query, value = _split_heads(query, num_heads), _split_heads(value, num_heads)
+    # (batch, heads, head_dim, tokens) at once, not in every chunk.
+    key = ops.transpose(_by_heads(key, num_heads), (0, 2, 3, 1))
     query = query * query.shape[-1] ** -0.5
     chunks = 1 if causal else _num_chunks(query, key)
     if chunks == 1:
@@ -64,7 +66,7 @@ def attend(query, key, value, num_heads, causal=False, use_flash=False, keep=Tru
 
 def _num_chunks(query, key):
     """How many equal parts the queries are split into; 1 where the shapes are not known yet."""
-    sizes = (*query.shape[:3], key.shape[2])
+    sizes = (*query.shape[:3], key.shape[3])
     if None in sizes:
         return 1
     chunks = -(-math.prod(sizes) * 4 // _MAX_LOGITS)
@@ -76,7 +78,7 @@ def _attend(query, key, value, causal=False):
     if keras.backend.standardize_dtype(query.dtype) == "float16":
         # Logits of SD 2.1 exceed float16's range.
         query, key = ops.cast(query, "float32"), ops.cast(key, "float32")
-    logits = ops.matmul(query, ops.swapaxes(key, -1, -2))
+    logits = ops.matmul(query, key)
     if causal:
         tokens = ops.arange(ops.shape(logits)[-1])
         logits = ops.where(tokens[:, None] >= tokens[None, :], logits, _MASKED)

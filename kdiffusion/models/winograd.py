@@ -142,18 +142,20 @@ def _convolve(x, kernel, parities):
     padded = ops.pad(x, ((0, 0), (1, 1 + high - height), (1, 1 + wide - width), (0, 0)))
     kernel = backend.after(kernel, x)
     pairs = [(rows, columns) for rows in parities for columns in parities]
-    multiply = [_multiplication(kernel, *pair) for pair in pairs]
+    multiplications = [_multiplication(kernel, *pair) for pair in pairs]
 
     products = sum(len(rows.kernel) * len(columns.kernel) for rows, columns in pairs)
     tiles = batch * high * wide // _SIZE**2
     strips = _num_strips(4 * tiles * (_TILE**2 * channels + products * filters), high // _SIZE)
     if strips == 1:
-        result = _convolve_strip(padded, multiply)
+        result = _convolve_strip(padded, multiplications)
     else:
         rows = high // strips
         shape = (batch, rows + 2, wide + 2, channels)
         result = backend.map_in_turn(
-            lambda first: _convolve_strip(ops.slice(padded, (0, first, 0, 0), shape), multiply),
+            lambda first: _convolve_strip(
+                ops.slice(padded, (0, first, 0, 0), shape), multiplications
+            ),
             ops.arange(0, high, rows),
             (batch, scale * rows, scale * wide, filters),
             x.dtype,
@@ -169,11 +171,11 @@ def _num_strips(size, tiles_high):
     return next(n for n in range(strips, tiles_high + 1) if tiles_high % n == 0)
 
 
-def _convolve_strip(padded, multiply):
+def _convolve_strip(padded, multiplications):
     """`padded` has a row and a column more on every side than tiles of outputs."""
     batch, height, width, _ = padded.shape
     values = backend.fuse(_transform_input)(padded)
-    products = [function(values) for function in multiply]
+    products = [multiply(values) for multiply in multiplications]
     products = [
         ops.reshape(x, (*x.shape[:2], batch, height // _SIZE, width // _SIZE, -1)) for x in products
     ]
