@@ -12,7 +12,7 @@ __version__ = "0.1.0"
 
 # TensorFlow leaves oneDNN's kernels out on processors that have AVX2 but neither VNNI nor AMX,
 # where a denoising step takes nearly twice as long without them. It decides when it is loaded;
-# where it already is, `backend.check_kernels` warns.
+# where it already is, `processor.warn_without_onednn` tells.
 if "tensorflow" not in sys.modules:
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 

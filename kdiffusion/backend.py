@@ -8,22 +8,14 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
-import os
-import re
-import warnings
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import keras
 import ml_dtypes
 import numpy as np
 
-from kdiffusion import compile_cache
-
-# Where Linux tells what the processor can do.
-_PROCESSOR = Path("/proc/cpuinfo")
-_BFLOAT16 = {"avx512_bf16", "amx_bf16"}
+from kdiffusion import compile_cache, processor
 
 # Bytes; what XLA asks for, and a multiple of what Eigen and oneDNN do.
 _ALIGNMENT = 64
@@ -82,7 +74,7 @@ def has_bfloat16_softmax() -> bool:
     """
     if name() != "tensorflow":
         return False
-    return on_accelerator() or bool(_BFLOAT16 & _processor_flags(_PROCESSOR))
+    return on_accelerator() or processor.has_bfloat16()
 
 
 def check_kernels(compute_dtype: str) -> None:
@@ -96,52 +88,14 @@ def check_kernels(compute_dtype: str) -> None:
     """
     if name() == "tensorflow" and not on_accelerator():
         if compute_dtype == "bfloat16":
-            _warn_without_bfloat16()
-        _warn_without_onednn()
+            processor.warn_without_bfloat16()
+        processor.warn_without_onednn()
     if compute_dtype == "float16" and name() == "jax" and not on_accelerator():
         raise ValueError(
             "JAX has no float16 kernels for attention and convolution on the CPU. Received: a "
             "dtype policy that computes in 'float16'. Use 'float32' or 'bfloat16', or the "
             "TensorFlow backend."
         )
-
-
-def _warn_without_bfloat16(information: Path = _PROCESSOR) -> None:
-    """Warn on an x86 processor that has no bfloat16 arithmetic; others do not list flags."""
-    flags = _processor_flags(information)
-    if flags and not _BFLOAT16 & flags:
-        warnings.warn(
-            "This processor has no bfloat16 arithmetic (neither avx512_bf16 nor amx_bf16), so a "
-            "dtype policy that computes in 'bfloat16' is slower here than 'float32'. It still "
-            "halves the memory of the weights. Use dtype='float32' for speed.",
-            stacklevel=1,  # one place for all callers, so Python's default shows it once
-        )
-
-
-def _warn_without_onednn(information: Path = _PROCESSOR) -> None:
-    """Warn if TensorFlow was loaded before kdiffusion could ask it to use oneDNN's kernels.
-
-    By itself it uses them on processors with VNNI, AMX or bfloat16 (its `IsMKLEnabled`).
-    """
-    flags = _processor_flags(information)
-    features = ("amx_", "avx_vnni", "avx512_bf16", "avx512_vnni")
-    used = any(flag.startswith(features) for flag in flags)
-    if flags and not used and "TF_ENABLE_ONEDNN_OPTS" not in os.environ:
-        warnings.warn(
-            "TensorFlow was loaded without oneDNN's kernels, which take half the time on this "
-            "processor. Import kdiffusion before Keras and TensorFlow, or set the environment "
-            "variable TF_ENABLE_ONEDNN_OPTS to 1 (0 to do without).",
-            stacklevel=1,
-        )
-
-
-@functools.cache
-def _processor_flags(information):
-    try:
-        flags = re.search(r"^flags\s*:(.*)$", information.read_text("utf-8"), re.MULTILINE)
-    except OSError:
-        return set()
-    return set(flags[1].split()) if flags else set()
 
 
 def use_jit(jit_compile: bool | str) -> bool:
