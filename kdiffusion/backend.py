@@ -6,6 +6,7 @@ Beside it only `training.gradients` and `training.augmentation` name them.
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import functools
 import math
 from collections.abc import Callable, Sequence
@@ -23,6 +24,9 @@ _ALIGNMENT = 64
 # Elements of a tensor. A call of a compiled kernel costs some 100 microseconds and its compilation
 # 50 milliseconds, which a few passes over fewer elements are not worth.
 _WORTH_FUSING = 2**17
+
+# Functions of layers in the plain graph that is being traced, if one is.
+_traces: contextvars.ContextVar[dict | None] = contextvars.ContextVar("traces", default=None)
 
 
 def name() -> str:
@@ -155,12 +159,50 @@ def _as_it_is(function):
         # A call inside a graph keeps the options of the moment at which it is traced.
         before = options.get_experimental_options()
         options.set_experimental_options({flag: True})
+        token = _traces.set({})
         try:
             return inner(*arguments)
         finally:
+            _traces.reset(token)
             options.set_experimental_options({flag: before.get(flag, False)})
 
     return tf.function(call, autograph=False)
+
+
+def trace_once(call: Callable) -> Callable:
+    """The `call` of a layer that a network repeats: a plain graph has it once for equal layers.
+
+    TensorFlow takes a millisecond or two for an operation of a graph until it first runs, and a
+    U-Net has thousands. The equal layers become calls of one function, with their own weights.
+
+    Args:
+        call: method `(layer, *tensors) -> tensor` of a layer that its `get_config` tells all of; a
+            tensor may be `None`.
+    """
+
+    @functools.wraps(call)
+    def shared(layer, *tensors):
+        traces = _traces.get()
+        if traces is None or layer._remat_mode is not None:
+            return call(layer, *tensors)
+        import tensorflow as tf
+
+        weights = [tf.convert_to_tensor(variable.value) for variable in layer.variables]
+        config = layer.get_config() | {"name": None, "kernel_initializer": None}
+        shapes = [None if x is None else (x.shape, x.dtype) for x in (*weights, *tensors)]
+        key = (type(layer), repr((config, shapes)))
+        if key not in traces:
+
+            def compute(weights, *tensors):
+                with keras.StatelessScope(state_mapping=list(zip(layer.variables, weights))):
+                    return call(layer, *tensors)
+
+            traces[key] = tf.function(
+                compute, autograph=False, experimental_attributes={"_noinline": True}
+            )
+        return traces[key](weights, *tensors)
+
+    return shared
 
 
 def fuse(function: Callable) -> Callable:

@@ -47,19 +47,18 @@ def denoised(
     )
     guidance = settings.guidance or Guidance()
     scales = settings.scales(count)
-    given = dict(inputs)
+    shared = dict(start.constraint)
     if start.conditioning is not None:
-        given["conditioning"] = start.conditioning
+        shared["conditioning"] = start.conditioning
     guided = {}
     if scales.max() > 1.0:
-        first = {**given, **negatives()}
-        guided = {name: np.concatenate([first[name], value]) for name, value in given.items()}
+        guided = {name: np.concatenate([x, inputs[name]]) for name, x in negatives().items()}
         guided["guidance_rescale"] = np.full(count, guidance.rescale, np.float32)
     run = Run(
         tables,
         start.latents(tables),
-        {**given, **start.constraint},
-        {**guided, **start.constraint},
+        {**inputs, **shared},
+        {**guided, **shared},
         scales,
         guidance,
         streams,

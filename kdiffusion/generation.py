@@ -62,8 +62,8 @@ class Run(NamedTuple):
         tables: one `Table` for each image.
         latents: (batch, height, width, channels) float32, x at the first row.
         inputs: dictionary of the network's other inputs, and of those of `denoise`.
-        guided_inputs: the same for a guided network call, with the negative half of the batch
-            first; the guidance scale is not among them.
+        guided_inputs: the same for a guided network call, with the contexts or labels to move away
+            from before those to move to; the guidance scale is not among them.
         scales: (batch,) float, guidance scales; at most 1 is off.
         guidance: `Guidance`.
         streams: one noise stream for each image; rows that need fresh noise draw from it.
@@ -122,7 +122,7 @@ def denoise(model, registers, block, start, stop, inputs):
         inputs: dictionary of the network's other inputs, and of
             `conditioning`, joined to the latents as further channels;
             `guidance_scale` and `guidance_rescale`, (batch,), for classifier-free guidance: the
-            network's inputs then hold the negative half of the batch first;
+            network's inputs then hold those to move away from first, and it predicts of both;
             `mask`, `known` and `known_noise` to keep latents where the mask is 0: after each row
             they are noised to its level, always with the same noise (Lugmayr et al. 2022, eq. 8).
 

@@ -6,6 +6,7 @@ from keras import ops
 
 from kdiffusion import backend
 from kdiffusion.models import kernels, winograd
+from kdiffusion.models.layers import ResnetBlock
 
 if backend.name() != "tensorflow" or backend.on_accelerator():
     pytest.skip("XLA compiles everything here", allow_module_level=True)
@@ -22,6 +23,10 @@ def calls_in(function, *arguments):
     return [op for op in graph.get_operations() if "PartitionedCall" in op.type]
 
 
+def library_of(function, *arguments):
+    return function.get_concrete_function(*arguments).graph.as_graph_def().library.function
+
+
 def test_a_graph_goes_past_the_optimizer():
     run = backend.compile_function(doubled, jit_compile=False)
     numbers = {name: ops.convert_to_tensor(np.ones(3, np.float32)) for name in "xy"}
@@ -31,7 +36,7 @@ def test_a_graph_goes_past_the_optimizer():
     assert options.graph_options.rewrite_options.disable_meta_optimizer
     name = call.get_attr("f").name
     # Inlined into what surrounds it, it would be optimized after all.
-    inner = run.get_concrete_function(numbers).graph.as_graph_def().library.function
+    inner = library_of(run, numbers)
     assert [f.attr["_noinline"].b for f in inner if f.signature.name == name] == [True]
 
 
@@ -45,6 +50,21 @@ def test_the_options_of_others_stay():
     with pytest.raises(ArithmeticError):
         backend.compile_function(fails, jit_compile=False)(ops.ones(1))
     assert options.get_experimental_options() == before
+
+
+@pytest.mark.parametrize(
+    "others, functions",
+    [({}, 1), ({"epsilon": 0.1}, 2), ({"channels": 8}, 2), ({"dtype": "float16"}, 2)],
+    ids=str,
+)
+def test_equal_layers_are_one_function_with_weights_of_their_own(others, functions):
+    x = ops.convert_to_tensor(np.random.default_rng(0).normal(size=(1, 3, 5, 4)), "float32")
+    layers = [ResnetBlock(4, 2, name="first"), ResnetBlock(**{"channels": 4, "num_groups": 2, **others})]
+    expected = layers[1](layers[0](x))
+    run = backend.compile_function(lambda x: layers[1](layers[0](x)), jit_compile=False)
+    np.testing.assert_allclose(run(x), expected, rtol=1e-5, atol=2e-3 if "dtype" in others else 1e-5)
+    names = [f.signature.name for f in library_of(run, x)]
+    assert sum("compute" in name for name in names) == functions
 
 
 def test_what_comes_after_waits():

@@ -79,6 +79,30 @@ def test_the_unet_takes_any_height_and_width(height, width):
     assert call(model, unet_inputs(height, width)).shape == (2, height, width, 4)
 
 
+@pytest.mark.parametrize(
+    "architecture",
+    [UNET, dataclasses.replace(UNET, depths=(0, 1)), OF_CLASSES],
+    ids=["text first", "text below", "classes"],
+)
+def test_several_texts_denoise_the_same_latents(monkeypatch, architecture):
+    model = DiffusionModel(architecture)
+    inputs = label_inputs() if architecture.num_classes else unet_inputs()
+    for name in {"context", "label"} & inputs.keys():
+        value = inputs[name]
+        inputs[name] = np.concatenate([value, value[::-1], value[1:], value[1:]])
+    tripled = {
+        name: np.concatenate([x, x, x]) if len(x) == 2 else x for name, x in inputs.items()
+    }
+    expected = call(model, tripled)
+    batches = []
+    monkeypatch.setattr(
+        attention, "attend", lambda x, *rest, f=attention.attend: batches.append(x.shape[0]) or f(x, *rest)
+    )
+    np.testing.assert_allclose(call(model, inputs), expected, rtol=1e-4, atol=1e-5)
+    # Before the first text comes in, and of it alone, nothing is computed three times.
+    assert batches == ([2] + [6] * (len(batches) - 1) if "context" in inputs else [6] * len(batches))
+
+
 def test_an_inpainting_unet_has_more_inputs_than_outputs():
     model = DiffusionModel(dataclasses.replace(UNET, in_channels=9))
     assert call(model, unet_inputs(channels=9)).shape == (2, 6, 10, 4)

@@ -9,7 +9,7 @@ from keras import ops
 
 from kdiffusion import backend
 from kdiffusion.models import flash, kernels
-from kdiffusion.models.layers import Block
+from kdiffusion.models.layers import Block, add, repeat_rows
 
 _serializable = keras.saving.register_keras_serializable(package="kdiffusion")
 
@@ -132,7 +132,8 @@ class Attention(Block):
 
     def call(self, inputs, context=None):
         source = inputs if context is None else context
-        query, key, value = self.query(inputs), self.key(source), self.value(source)
+        query = repeat_rows(self.query(inputs), source)
+        key, value = self.key(source), self.value(source)
         # With gradient checkpointing nothing is kept that large, also while a block is computed
         # once more.
         keep = self._remat_mode is None
@@ -249,9 +250,10 @@ class TransformerBlock(Block):
         self.ff = FeedForward(self.width, name="ff", **options)
         self.ff.build(inputs_shape)
 
+    @backend.trace_once
     def call(self, inputs, context=None):
         x = inputs + self.attn1(self.norm1(inputs))
-        x = x + self.attn2(self.norm2(x), context)
+        x = add(x, self.attn2(self.norm2(x), context))
         return x + self.ff(self.norm3(x))
 
     def compute_output_shape(self, inputs_shape, context_shape=None):
@@ -302,7 +304,7 @@ class SpatialTransformer(Block):
         x = self.proj_in(flatten_positions(self.norm(inputs)))
         for block in self.blocks:
             x = block(x, context)
-        return inputs + ops.reshape(self.proj_out(x), ops.shape(inputs))
+        return add(inputs, ops.reshape(self.proj_out(x), (-1, *ops.shape(inputs)[1:])))
 
     def compute_output_shape(self, inputs_shape, context_shape=None):
         return inputs_shape

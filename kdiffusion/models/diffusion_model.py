@@ -11,6 +11,7 @@ from kdiffusion.models.layers import (
     GroupNorm,
     LabelEmbedding,
     ResnetBlock,
+    SkipConnection,
     TimeEmbedding,
     Upsample,
     conv2d,
@@ -45,9 +46,11 @@ class DiffusionModel(ArchitectureModel):
             `context_width`;
             `label`: (batch,) int32, the class, `num_classes` for none; only if the architecture
             has `num_classes`.
+            `context` or `label` may have n times as many rows as the latents, which are then
+            denoised n times; what comes before the first of them is computed once.
 
     Output shape:
-        (batch, height, width, out_channels).
+        (batch, height, width, out_channels), or n times as many rows.
 
     Example:
 
@@ -145,9 +148,8 @@ class _Stages:
         levels = list(enumerate(architecture.channels))[::-1]
         for stage, (level, channels) in enumerate(levels):
             for index in range(architecture.layers_per_level + 1):
-                x = keras.layers.Concatenate(name=f"up_{stage}_skip_{index}", dtype=x.dtype)(
-                    [x, skips.pop()]
-                )
+                join = SkipConnection(name=f"up_{stage}_skip_{index}", dtype=x.dtype)
+                x = join([x, skips.pop()])
                 x = self._resnet(x, channels, f"up_{stage}_resnet_{index}")
                 x = self._transformer(x, level, f"up_{stage}_transformer_{index}")
             if level > 0:

@@ -85,6 +85,39 @@ def conv2d(filters, kernel_size, name, **kwargs):
     return Convolution(filters, kernel_size, data_format="channels_last", name=name, **kwargs)
 
 
+def repeat_rows(x, like):
+    """The batch again and again, until it has as many rows as another has.
+
+    So what guidance asks of a network twice, once for each text, is computed once until a text
+    comes in.
+
+    Args:
+        x: tensor (batch, ...).
+        like: tensor (n * batch, ...); of any other size it changes nothing.
+
+    Returns:
+        Tensor (n * batch, ...).
+    """
+    rows, wanted = x.shape[0], like.shape[0]
+    if None in (rows, wanted) or rows >= wanted or wanted % rows:
+        return x
+    return ops.concatenate([x] * (wanted // rows))
+
+
+def add(x, y):
+    """The sum of two tensors, of which either may have fewer rows, see `repeat_rows`."""
+    return repeat_rows(x, y) + repeat_rows(y, x)
+
+
+@_serializable
+class SkipConnection(keras.layers.Concatenate):
+    """Concatenates a feature map and an earlier one, which may have fewer rows."""
+
+    def call(self, inputs):
+        x, skip = inputs
+        return super().call([x, repeat_rows(skip, x)])
+
+
 @_serializable
 class Convolution(keras.layers.Conv2D):
     """Keras's convolution, computed by matrix products where these are faster."""
@@ -210,7 +243,7 @@ class LabelEmbedding(Block):
 
     def call(self, label, time):
         rows = ops.take(ops.convert_to_tensor(self.table), ops.cast(label, "int32"), axis=0)
-        return time + ops.cast(rows, time.dtype)
+        return add(time, ops.cast(rows, time.dtype))
 
     def compute_output_shape(self, label_shape, time_shape):
         return time_shape
@@ -256,13 +289,14 @@ class ResnetBlock(Block):
             self.shortcut = self.conv(self.channels, 1, "shortcut")
             self.shortcut.build(inputs_shape)
 
+    @backend.trace_once
     def call(self, inputs, time=None):
         x = self.conv1(self.norm1(inputs))
         if self.time_proj is not None:
-            x = x + self.time_proj(ops.silu(time))[:, None, None, :]
+            x = add(x, self.time_proj(ops.silu(time))[:, None, None, :])
         x = self.conv2(self.norm2(x))
         residual = inputs if self.shortcut is None else self.shortcut(inputs)
-        return residual + x
+        return add(residual, x)
 
     def compute_output_shape(self, inputs_shape, time_shape=None):
         return (*inputs_shape[:-1], self.channels)

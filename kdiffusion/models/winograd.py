@@ -10,7 +10,9 @@ that). Half precision would round the transformed inputs.
 
 from __future__ import annotations
 
+import functools
 import math
+import operator
 from typing import NamedTuple
 
 import keras
@@ -266,7 +268,13 @@ def _by_position(outputs):
 
 def _sums(matrix, terms):
     """Rows of a matrix times tensors, without the zeros."""
+    # Half the operations of a graph would be constants, if each product had its own.
+    weights = {weight: ops.convert_to_tensor(weight, "float32") for weight in np.unique(matrix)}
+
+    def product(weight, term):
+        return term if weight == 1 else weights[weight] * term
+
     return [
-        sum(term if weight == 1 else weight * term for weight, term in zip(row, terms) if weight)
-        for row in matrix.tolist()
+        functools.reduce(operator.add, (product(*pair) for pair in zip(row, terms) if pair[0]))
+        for row in matrix
     ]

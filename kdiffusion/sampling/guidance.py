@@ -71,8 +71,8 @@ def classifier_free(predict: Predict, scale: Any, rescale: Any) -> Predict:
     """Classifier-free guidance in one network call of twice the batch (Ho & Salimans 2022).
 
     Args:
-        predict: prediction function whose other inputs hold the negative half of the batch first
-            and the positive half second.
+        predict: prediction function of twice the batch, the negative half first; it is given x
+            once.
         scale: (batch,) float32; negative + scale * (positive - negative).
         rescale: (batch,) float32, see `Guidance`.
 
@@ -82,8 +82,7 @@ def classifier_free(predict: Predict, scale: Any, rescale: Any) -> Predict:
     scale, rescale = _per_image(scale), _per_image(rescale)
 
     def guided(x, timestep):
-        both = predict(ops.concatenate([x, x]), ops.concatenate([timestep, timestep]))
-        negative, positive = ops.split(both, 2)
+        negative, positive = ops.split(predict(x, timestep), 2)
         prediction = negative + scale * (positive - negative)
         ratio = _deviation(positive) / _deviation(prediction)
         return prediction * ops.where(rescale > 0.0, 1.0 + rescale * (ratio - 1.0), 1.0)
