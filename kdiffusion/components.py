@@ -12,7 +12,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from kdiffusion import backend, generation, images
+from kdiffusion import backend, compilation, generation, images
 from kdiffusion.generation import Program
 from kdiffusion.noise import NoiseStream, noise_stream
 from kdiffusion.presets import DiffusionArchitecture
@@ -87,7 +87,7 @@ class Components(abc.ABC):
         self.preset = preset
         self.dtype_policy = keras.dtype_policies.get(dtype or keras.config.dtype_policy())
         backend.check_kernels(self.dtype_policy.compute_dtype)
-        self.jit_compile = backend.use_jit(jit_compile)
+        self.jit_compile = compilation.use_jit(jit_compile)
         self._opened_source: Source | None = None
         self._diffusion_model: Any = None
         self._schedule: Schedule | None = None

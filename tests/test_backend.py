@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from keras import ops
 
-from kdiffusion import backend
+from kdiffusion import backend, compilation
 from kdiffusion.models import kernels, winograd
 from kdiffusion.models.layers import ResnetBlock
 
@@ -28,7 +28,7 @@ def library_of(function, *arguments):
 
 
 def test_a_graph_goes_past_the_optimizer():
-    run = backend.compile_function(doubled, jit_compile=False)
+    run = compilation.compile_function(doubled, jit_compile=False)
     numbers = {name: ops.convert_to_tensor(np.ones(3, np.float32)) for name in "xy"}
     np.testing.assert_array_equal(run(numbers)["sum"], [3.0, 3.0, 3.0])
     (call,) = calls_in(run, numbers)
@@ -48,7 +48,7 @@ def test_the_options_of_others_stay():
         raise ArithmeticError
 
     with pytest.raises(ArithmeticError):
-        backend.compile_function(fails, jit_compile=False)(ops.ones(1))
+        compilation.compile_function(fails, jit_compile=False)(ops.ones(1))
     assert options.get_experimental_options() == before
 
 
@@ -59,17 +59,19 @@ def test_the_options_of_others_stay():
 )
 def test_equal_layers_are_one_function_with_weights_of_their_own(others, functions):
     x = ops.convert_to_tensor(np.random.default_rng(0).normal(size=(1, 3, 5, 4)), "float32")
-    layers = [ResnetBlock(4, 2, name="first"), ResnetBlock(**{"channels": 4, "num_groups": 2, **others})]
+    settings = {"channels": 4, "num_groups": 2}
+    layers = [ResnetBlock(**settings, name="first"), ResnetBlock(**{**settings, **others})]
     expected = layers[1](layers[0](x))
-    run = backend.compile_function(lambda x: layers[1](layers[0](x)), jit_compile=False)
-    np.testing.assert_allclose(run(x), expected, rtol=1e-5, atol=2e-3 if "dtype" in others else 1e-5)
+    run = compilation.compile_function(lambda x: layers[1](layers[0](x)), jit_compile=False)
+    tolerance = 2e-3 if "dtype" in others else 1e-5
+    np.testing.assert_allclose(run(x), expected, rtol=tolerance, atol=tolerance)
     names = [f.signature.name for f in library_of(run, x)]
     assert sum("compute" in name for name in names) == functions
 
 
 def test_what_comes_after_waits():
     def scaled(weights, x):
-        return backend.after(weights, x) * 2.0 + x
+        return compilation.after(weights, x) * 2.0 + x
 
     x = ops.ones(3)
     graph = tf.function(scaled).get_concrete_function(x, x).graph
@@ -88,7 +90,7 @@ def test_kernels_are_transformed_when_they_are_needed(convolve):
 
 def test_elements_are_computed_in_turn():
     def squares(x):
-        return backend.map_in_turn(lambda y: y * y, x, (2,), "float32")
+        return compilation.map_in_turn(lambda y: y * y, x, (2,), "float32")
 
     x = ops.reshape(ops.arange(6, dtype="float32"), (3, 2))
     run = tf.function(squares)

@@ -83,9 +83,9 @@ from jax import monitoring
 hits = []
 listen = lambda name, **_: hits.append(name) if "cache_hits" in name else None
 monitoring.register_event_listener(listen)
-from kdiffusion import backend
+from kdiffusion import compilation
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-function = backend.compile_function(lambda x: jnp.sin(x) @ x, True)
+function = compilation.compile_function(lambda x: jnp.sin(x) @ x, True)
 assert abs(float(function(jnp.ones((8, 8)))[0, 0]) - 6.7317677) < 1e-5
 print(len(hits), jax.config.jax_compilation_cache_dir)
 """

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from keras import ops
 
-from kdiffusion import backend
+from kdiffusion import backend, compilation
 from kdiffusion.models import kernels
 from kdiffusion.models.layers import Convolution, LayerNorm, Upsample
 
@@ -15,10 +15,14 @@ from kdiffusion.models.layers import Convolution, LayerNorm, Upsample
 @pytest.fixture(params=["plain", "fused"])
 def run(request, monkeypatch):
     """Computes a function in a plain graph, with its kernels compiled alone or not at all."""
-    monkeypatch.setattr(backend, "_WORTH_FUSING", 0 if request.param == "fused" else math.inf)
-    return lambda function, *arrays: ops.convert_to_numpy(
-        backend.compile_function(function, jit_compile=False)(*map(ops.convert_to_tensor, arrays))
-    )
+    fused = request.param == "fused"
+    monkeypatch.setattr(compilation, "_WORTH_FUSING", 0 if fused else math.inf)
+
+    def run(function, *arrays):
+        compiled = compilation.compile_function(function, jit_compile=False)
+        return ops.convert_to_numpy(compiled(*map(ops.convert_to_tensor, arrays)))
+
+    return run
 
 
 def numbers(*shape):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from keras import ops
 
-from kdiffusion import backend
+from kdiffusion import compilation
 from kdiffusion.training import draws
 
 INDEX = np.arange(8, dtype=np.int32)
@@ -88,7 +88,7 @@ def test_compiled_draws_have_the_same_bits(jit_compile):
             draws.stratified(seed, step, index),
         )
 
-    compiled = backend.compile_function(draw, jit_compile)
+    compiled = compilation.compile_function(draw, jit_compile)
     arguments = (np.uint32(2**32 - 1), np.int32(12345), INDEX)
     received = compiled(*map(ops.convert_to_tensor, arguments))
     for values, expected in zip(received, draw(2**32 - 1, 12345, INDEX)):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from keras import ops
 
-from kdiffusion import backend
+from kdiffusion import backend, compilation
 from kdiffusion.models import kernels, winograd
 from kdiffusion.models.layers import Convolution
 
@@ -49,10 +49,10 @@ def layer(request, monkeypatch):
 @pytest.mark.parametrize("fused", [0, 2**17])
 @pytest.mark.parametrize("batch, height, width", [(1, 2, 2), (1, 4, 12), (2, 12, 8), (1, 7, 13)])
 def test_it_is_the_same_convolution(layer, monkeypatch, fused, batch, height, width):
-    monkeypatch.setattr(backend, "_WORTH_FUSING", fused)
+    monkeypatch.setattr(compilation, "_WORTH_FUSING", fused)
     x, kernel = numbers(batch, height, width, 64), numbers(3, 3, 64, 3)
     for function, inputs in ((winograd.convolve, x), (winograd.convolve_doubled, doubled(x))):
-        run = backend.compile_function(function, jit_compile=False)
+        run = compilation.compile_function(function, jit_compile=False)
         result = run(ops.convert_to_tensor(x), ops.convert_to_tensor(kernel))
         expected = convolved(inputs, kernel)
         assert result.shape == expected.shape
@@ -89,7 +89,7 @@ def test_layers_use_it_and_learn_from_the_plain_one(layer, monkeypatch):
         def both(x):
             return backend.value_and_gradient(lambda x: ops.sum(ops.square(layer(x))), x)
 
-        both = backend.compile_function(both, jit_compile=False)(ops.convert_to_tensor(x))
+        both = compilation.compile_function(both, jit_compile=False)(ops.convert_to_tensor(x))
         results.append([ops.convert_to_numpy(part) for part in both])
     assert len(computed) == winograd_is_here()
     for ours, expected in zip(*results):

@@ -6,7 +6,7 @@ import numpy as np
 from keras import ops
 
 from benchmarks import inputs
-from kdiffusion import StableDiffusion, backend, generation
+from kdiffusion import StableDiffusion, compilation, generation
 from kdiffusion.models import flash
 from kdiffusion.models.attention import attend
 from kdiffusion.sampling.guidance import Guidance
@@ -60,7 +60,7 @@ class Peer:
             y = attend(flat, flat, flat, heads, use_flash=use_flash[width])
             return ops.reshape(y, x.shape)
 
-        run = backend.compile_function(compute, backend.use_jit(self.model.jit_compile))
+        run = compilation.compile_function(compute, compilation.use_jit(self.model.jit_compile))
         tensors = [ops.cast(x, dtype) for x in inputs.attention(side)]
         use_flash = {x.shape[-1]: flash.works(x.shape[-1], dtype) for x in tensors}
         return lambda: [ops.convert_to_numpy(ops.cast(run(x), "float32")) for x in tensors]

@@ -7,7 +7,7 @@ import math
 import keras
 from keras import ops
 
-from kdiffusion import backend
+from kdiffusion import backend, compilation
 from kdiffusion.models import flash, kernels
 from kdiffusion.models.layers import Block, add, repeat_rows
 
@@ -52,7 +52,7 @@ def attend(query, key, value, num_heads, causal=False, use_flash=False, keep=Tru
     batch, num_heads, tokens, head_dim = query.shape
     query = ops.reshape(query, (batch, num_heads, chunks, tokens // chunks, head_dim))
     attend_to = _attend if keep else backend.checkpoint(_attend, ())
-    outputs = backend.map_in_turn(
+    outputs = compilation.map_in_turn(
         lambda chunk: attend_to(chunk, key, value),
         ops.moveaxis(query, 2, 0),
         (batch, num_heads, tokens // chunks, value.shape[-1]),
@@ -250,7 +250,7 @@ class TransformerBlock(Block):
         self.ff = FeedForward(self.width, name="ff", **options)
         self.ff.build(inputs_shape)
 
-    @backend.trace_once
+    @compilation.trace_once
     def call(self, inputs, context=None):
         x = inputs + self.attn1(self.norm1(inputs))
         x = add(x, self.attn2(self.norm2(x), context))

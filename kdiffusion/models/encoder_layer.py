@@ -5,7 +5,7 @@ from __future__ import annotations
 import keras
 from keras import ops
 
-from kdiffusion import backend
+from kdiffusion import compilation
 from kdiffusion.models.attention import Attention
 from kdiffusion.models.layers import Block
 
@@ -52,7 +52,7 @@ class EncoderLayer(Block):
         self.fc2 = self.dense(width, "fc2")
         self.fc2.build((*inputs_shape[:-1], self.mlp_width))
 
-    @backend.trace_once
+    @compilation.trace_once
     def call(self, inputs):
         x = inputs + self.attention(self.norm1(inputs))
         hidden = self.fc1(self.norm2(x))

@@ -1,7 +1,8 @@
 """What the layers compute over whole feature maps, so that each reads them as seldom as it can.
 
 XLA makes one pass over memory of a chain of elementwise operations; a plain TensorFlow graph makes
-one of each operation. The functions here that go through `backend.fuse` are one pass everywhere.
+one of each operation. The functions here that go through `compilation.fuse` are one pass
+everywhere.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import keras
 from keras import ops
 
-from kdiffusion import backend
+from kdiffusion import backend, compilation
 
 # Positions of a feature map, in all images of a batch, up to which a 3x3 convolution is limited by
 # reading its kernel, not by arithmetic. There, one matrix product is up to three times as fast on
@@ -34,10 +35,10 @@ def normalize(x, groups, epsilon, gamma, beta, activation=None):
     Returns:
         Tensor like `x`.
     """
-    mean, variance = backend.fuse(_moments)(x, groups)
+    mean, variance = compilation.fuse(_moments)(x, groups)
     scale = gamma * ops.rsqrt(variance + epsilon)
     finish = _affine_silu if activation == "silu" else _affine
-    return backend.fuse(finish)(x, mean, scale, beta)
+    return compilation.fuse(finish)(x, mean, scale, beta)
 
 
 def normalize_tokens(x, epsilon, gamma, beta):
@@ -52,7 +53,7 @@ def normalize_tokens(x, epsilon, gamma, beta):
     Returns:
         Tensor like `x`.
     """
-    return backend.fuse(_normalize_tokens)(x, gamma, beta, epsilon)
+    return compilation.fuse(_normalize_tokens)(x, gamma, beta, epsilon)
 
 
 def softmax(logits):
@@ -79,7 +80,7 @@ def gated_gelu(x):
     Returns:
         (..., width).
     """
-    return backend.fuse(_gated_gelu)(x)
+    return compilation.fuse(_gated_gelu)(x)
 
 
 def is_small(x):
@@ -139,6 +140,7 @@ def convolve_doubled(x, kernel):
     """
     batch, height, width, _ = x.shape
     padded = ops.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    sums_by_parity = compilation.fuse(_sums_by_parity)(compilation.after(kernel, x))
     # Even rows begin one before the input's own, odd ones with it.
     parities = [(i, j) for i in range(2) for j in range(2)]
     outputs = [
@@ -148,7 +150,7 @@ def convolve_doubled(x, kernel):
             padding="valid",
             data_format="channels_last",
         )
-        for (i, j), sums in zip(parities, backend.fuse(_sums_by_parity)(backend.after(kernel, x)))
+        for (i, j), sums in zip(parities, sums_by_parity)
     ]
     rows = [ops.stack(outputs[:2], axis=3), ops.stack(outputs[2:], axis=3)]
     shape = (batch, 2 * height, 2 * width, kernel.shape[-1])

@@ -12,7 +12,7 @@ import math
 import keras
 from keras import ops
 
-from kdiffusion import backend
+from kdiffusion import backend, compilation
 from kdiffusion.models import kernels, winograd
 
 _serializable = keras.saving.register_keras_serializable(package="kdiffusion")
@@ -289,7 +289,7 @@ class ResnetBlock(Block):
             self.shortcut = self.conv(self.channels, 1, "shortcut")
             self.shortcut.build(inputs_shape)
 
-    @backend.trace_once
+    @compilation.trace_once
     def call(self, inputs, time=None):
         x = self.conv1(self.norm1(inputs))
         if self.time_proj is not None:

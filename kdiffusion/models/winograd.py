@@ -19,7 +19,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from kdiffusion import backend
+from kdiffusion import backend, compilation
 from kdiffusion.models import kernels
 
 # Positions, in all images of a batch, from which on transforming the kernel is repaid; for doubled
@@ -142,7 +142,7 @@ def _convolve(x, kernel, parities):
     filters, scale = kernel.shape[-1], len(parities)
     high, wide = (_SIZE * -(-side // _SIZE) for side in (height, width))
     padded = ops.pad(x, ((0, 0), (1, 1 + high - height), (1, 1 + wide - width), (0, 0)))
-    kernel = backend.after(kernel, x)
+    kernel = compilation.after(kernel, x)
     pairs = [(rows, columns) for rows in parities for columns in parities]
     multiplications = [_multiplication(kernel, *pair) for pair in pairs]
 
@@ -154,7 +154,7 @@ def _convolve(x, kernel, parities):
     else:
         rows = high // strips
         shape = (batch, rows + 2, wide + 2, channels)
-        result = backend.map_in_turn(
+        result = compilation.map_in_turn(
             lambda first: _convolve_strip(
                 ops.slice(padded, (0, first, 0, 0), shape), multiplications
             ),
@@ -176,13 +176,13 @@ def _num_strips(size, tiles_high):
 def _convolve_strip(padded, multiplications):
     """`padded` has a row and a column more on every side than tiles of outputs."""
     batch, height, width, _ = padded.shape
-    values = backend.fuse(_transform_input)(padded)
+    values = compilation.fuse(_transform_input)(padded)
     products = [multiply(values) for multiply in multiplications]
     products = [
         ops.reshape(x, (*x.shape[:2], batch, height // _SIZE, width // _SIZE, -1)) for x in products
     ]
     transform = _transform_products if len(products) == 1 else _transform_products_of_parities
-    return backend.fuse(transform)(*products)
+    return compilation.fuse(transform)(*products)
 
 
 def _multiplication(kernel, rows, columns):
@@ -211,7 +211,7 @@ def _multiplication(kernel, rows, columns):
 
     def multiply(values):
         values = values[rows.points, columns.points]
-        return backend.map_in_turn(
+        return compilation.map_in_turn(
             lambda i: ops.matmul(
                 ops.take(values, i, axis=0), transformed(ops.take(first, i, axis=0)[None])[0]
             ),

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from keras import ops
 
-from kdiffusion import backend, images
+from kdiffusion import compilation, images
 from kdiffusion.generation import Program
 from kdiffusion.models.base import ArchitectureModel
 from kdiffusion.pictures import to_unit
@@ -205,7 +205,7 @@ def _cache_contexts(data, encoder, store):
             f"{'tokenizer' if tokenizer is None else 'captions'}"
         )
     captions = list(dict.fromkeys(["", *(row["caption"] for row in rows)]))
-    program = Program(_encode_text, backend.use_jit("auto"))
+    program = Program(_encode_text, compilation.use_jit("auto"))
     weights = _weights_digest(encoder)
 
     def tokens(number):
@@ -232,7 +232,7 @@ def _cache_latents(data, encoder, store):
         )
     factor = encoder.architecture.downsampling
     images.check_size(preprocessing.height, preprocessing.width, factor)
-    program = Program(_encode_image, backend.use_jit("auto"))
+    program = Program(_encode_image, compilation.use_jit("auto"))
     parts = ["latents", _weights_digest(encoder), repr(preprocessing)]
 
     def path(index):

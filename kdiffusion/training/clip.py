@@ -10,7 +10,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from kdiffusion import backend, clip_folder
+from kdiffusion import clip_folder, compilation
 from kdiffusion.generation import Program
 from kdiffusion.models.image_tower import ImageTower
 from kdiffusion.models.text_encoder import TextEncoder
@@ -93,7 +93,7 @@ class CLIPTrainer(Trainer):
             autocast=False,
             name="logit_scale",
         )
-        self._encode_program = Program(_unit_pooled, backend.use_jit("auto"))
+        self._encode_program = Program(_unit_pooled, compilation.use_jit("auto"))
 
     @classmethod
     def from_folder(cls, folder: str | os.PathLike, dtype: Any = None, **settings) -> CLIPTrainer:

@@ -14,7 +14,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from kdiffusion import backend
+from kdiffusion import backend, compilation
 from kdiffusion.training.trainer import Trainer
 
 # Bytes of variables that TensorFlow's graph moves at a time. It starts whatever it can start, so
@@ -82,11 +82,11 @@ def programs(
         trainer: `Trainer`.
         optimizers: a built optimizer for each of the trainer's groups.
         averages: variables that follow all groups' variables, in order; empty for none.
-        jit_compile: bool or `"auto"`, whether TensorFlow uses XLA, see `backend.use_jit`.
+        jit_compile: bool or `"auto"`, whether TensorFlow uses XLA, see `compilation.use_jit`.
     """
     if backend.name() == "jax":
         return _JaxPrograms(trainer, optimizers, averages)
-    return _TensorFlowPrograms(trainer, optimizers, averages, backend.use_jit(jit_compile))
+    return _TensorFlowPrograms(trainer, optimizers, averages, compilation.use_jit(jit_compile))
 
 
 class _TensorFlowPrograms:

@@ -100,13 +100,13 @@ class Laps:
 
 
 def child(arguments):
-    from kdiffusion import StableDiffusion, backend
+    from kdiffusion import StableDiffusion, compilation
     from kdiffusion.models.base import ArchitectureModel
 
     laps = Laps()
     ArchitectureModel.__init__ = laps.timed(ArchitectureModel.__init__, "building")
-    compile_function = backend.compile_function
-    backend.compile_function = lambda function, *rest: compile_function(
+    compile_function = compilation.compile_function
+    compilation.compile_function = lambda function, *rest: compile_function(
         laps.timed(function, "tracing"), *rest
     )
     model = StableDiffusion.from_preset(arguments.checkpoint, dtype=arguments.dtype)
