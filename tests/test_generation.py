@@ -142,7 +142,7 @@ def test_steps_outside_the_interval_are_not_guided(program):
 
     class Watched(Network):
         def call(self, inputs):
-            sizes.append(inputs["latents"].shape[0])
+            sizes.append(inputs["context"].shape[0])
             return super().call(inputs)
 
     model = Watched()

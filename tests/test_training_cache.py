@@ -25,7 +25,7 @@ CAPTIONS = ["a rose", "a tulip", "a rose", "", "a fern"]
 @pytest.fixture(autouse=True)
 def plain_graphs(monkeypatch):
     """Where there are any, because compiling takes longer than all else here."""
-    monkeypatch.setattr(cache.backend, "use_jit", lambda *_: False)
+    monkeypatch.setattr(cache.compilation, "use_jit", lambda *_: False)
 
 
 @pytest.fixture(scope="module")
