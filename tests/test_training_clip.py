@@ -286,7 +286,8 @@ def test_checkpointed_layers_learn_the_same():
         step(trainer, batch_of(4), keras.optimizers.SGD(0.1))
     moved = made()
     for one, other, start in zip(plain.variables, checkpointed.variables, moved.variables):
-        np.testing.assert_allclose(numpy(one.value), numpy(other.value), atol=1e-6)
+        # Sums of gradients come in another order, on some processors.
+        np.testing.assert_allclose(numpy(one.value), numpy(other.value), atol=5e-6)
     assert np.any(numpy(plain.image_tower.variables[0].value) != moved.image_tower.get_weights()[0])
 
 

@@ -29,6 +29,14 @@ class Uninitialized(keras.initializers.Initializer):
         return {}
 
 
+def beside(kernel_initializer, usual):
+    """The initializer of weights that are usually constant: where kernels are unwritten, so are they.
+
+    A model has more of them than kernels, and each costs a call to the backend.
+    """
+    return kernel_initializer if isinstance(kernel_initializer, Uninitialized) else usual
+
+
 class Block(keras.layers.Layer):
     """What the composite layers share: children that follow the policy and the initializer.
 
@@ -63,15 +71,23 @@ class Block(keras.layers.Layer):
             units,
             use_bias=use_bias,
             kernel_initializer=self.kernel_initializer,
+            bias_initializer=beside(self.kernel_initializer, "zeros"),
             dtype=self.dtype_policy,
             name=name,
         )
 
     def group_norm(self, num_groups, epsilon, name, activation=None):
-        return GroupNorm(num_groups, epsilon, activation, dtype=self.dtype_policy, name=name)
+        return GroupNorm(num_groups, epsilon, activation, name=name, **self._norm_options())
 
     def layer_norm(self, name, epsilon=1e-5):
-        return LayerNorm(epsilon=epsilon, dtype=self.dtype_policy, name=name)
+        return LayerNorm(epsilon=epsilon, name=name, **self._norm_options())
+
+    def _norm_options(self):
+        return {
+            "gamma_initializer": beside(self.kernel_initializer, "ones"),
+            "beta_initializer": beside(self.kernel_initializer, "zeros"),
+            "dtype": self.dtype_policy,
+        }
 
     def get_config(self):
         initializer = keras.initializers.get(self.kernel_initializer)
@@ -81,7 +97,8 @@ class Block(keras.layers.Layer):
 
 def conv2d(filters, kernel_size, name, **kwargs):
     """A channels-last convolution, whatever `keras.config.image_data_format()` says."""
-    kwargs = {"padding": "same", **kwargs}
+    bias_initializer = beside(kwargs.get("kernel_initializer"), "zeros")
+    kwargs = {"padding": "same", "bias_initializer": bias_initializer, **kwargs}
     return Convolution(filters, kernel_size, data_format="channels_last", name=name, **kwargs)
 
 
@@ -141,18 +158,29 @@ class GroupNorm(keras.layers.Layer):
         num_groups: int, groups that the channels are split into.
         epsilon: float, added to the variance.
         activation: `None` or `"silu"`.
+        gamma_initializer, beta_initializer: Keras initializers of scale and shift.
     """
 
-    def __init__(self, num_groups=32, epsilon=1e-5, activation=None, **kwargs):
+    def __init__(
+        self,
+        num_groups=32,
+        epsilon=1e-5,
+        activation=None,
+        gamma_initializer="ones",
+        beta_initializer="zeros",
+        **kwargs,
+    ):
         super().__init__(**kwargs)
         self.num_groups = num_groups
         self.epsilon = epsilon
         self.activation = activation
+        self.gamma_initializer = keras.initializers.get(gamma_initializer)
+        self.beta_initializer = keras.initializers.get(beta_initializer)
 
     def build(self, inputs_shape):
-        channels = inputs_shape[-1]
-        self.gamma = self.add_weight(shape=(channels,), initializer="ones", name="gamma")
-        self.beta = self.add_weight(shape=(channels,), initializer="zeros", name="beta")
+        shape = (inputs_shape[-1],)
+        self.gamma = self.add_weight(shape, self.gamma_initializer, name="gamma")
+        self.beta = self.add_weight(shape, self.beta_initializer, name="beta")
 
     def call(self, inputs):
         gamma, beta = ops.cast(self.gamma, "float32"), ops.cast(self.beta, "float32")
@@ -167,6 +195,8 @@ class GroupNorm(keras.layers.Layer):
             "num_groups": self.num_groups,
             "epsilon": self.epsilon,
             "activation": self.activation,
+            "gamma_initializer": keras.initializers.serialize(self.gamma_initializer),
+            "beta_initializer": keras.initializers.serialize(self.beta_initializer),
         }
         return {**super().get_config(), **config}
 
