@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import contextvars
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
 
-from kdiffusion import backend, compile_cache
+from kdiffusion import backend, compile_cache, graphs
 
 # Elements of a tensor. A call of a compiled kernel costs some 100 microseconds and its compilation
 # 50 milliseconds, which a few passes over fewer elements are not worth.
 _WORTH_FUSING = 2**17
-
-# Functions of layers in the plain graph that is being traced, if one is.
-_traces: contextvars.ContextVar[dict | None] = contextvars.ContextVar("traces", default=None)
 
 
 def use_jit(jit_compile: bool | str) -> bool:
@@ -39,13 +35,16 @@ def use_jit(jit_compile: bool | str) -> bool:
     return jit_compile
 
 
-def compile_function(function: Callable, jit_compile: bool) -> Callable:
+def compile_function(
+    function: Callable, jit_compile: bool, identity: Callable[[], str | None] = lambda: None
+) -> Callable:
     """Compile a function of nested tensors; it is traced once for each set of shapes.
 
     Args:
         function: pure function of dictionaries, lists or tuples of tensors.
         jit_compile: bool, whether to use XLA; `False` means a plain TensorFlow graph. JAX has
             nothing but XLA and uses it always.
+        identity: see `graphs.PlainGraph`; what XLA compiles does without.
 
     Returns:
         The compiled function.
@@ -58,32 +57,8 @@ def compile_function(function: Callable, jit_compile: bool) -> Callable:
     import tensorflow as tf
 
     if not jit_compile and not backend.on_accelerator():
-        return _as_it_is(function)
+        return graphs.PlainGraph(function, identity)
     return tf.function(function, jit_compile=jit_compile, autograph=False)
-
-
-def _as_it_is(function):
-    """A TensorFlow graph that goes past TensorFlow's optimizer of graphs, Grappler.
-
-    Its passes over a U-Net take longer than two of the U-Net's steps, which are no faster for them.
-    """
-    import tensorflow as tf
-
-    flag, options = "disable_meta_optimizer", tf.config.optimizer
-    inner = tf.function(function, autograph=False, experimental_attributes={"_noinline": True})
-
-    def call(*arguments):
-        # A call inside a graph keeps the options of the moment at which it is traced.
-        before = options.get_experimental_options()
-        options.set_experimental_options({flag: True})
-        token = _traces.set({})
-        try:
-            return inner(*arguments)
-        finally:
-            _traces.reset(token)
-            options.set_experimental_options({flag: before.get(flag, False)})
-
-    return tf.function(call, autograph=False)
 
 
 def trace_once(call: Callable) -> Callable:
@@ -99,7 +74,7 @@ def trace_once(call: Callable) -> Callable:
 
     @functools.wraps(call)
     def shared(layer, *tensors):
-        traces = _traces.get()
+        traces = graphs.shared.get()
         if traces is None or layer._remat_mode is not None:
             return call(layer, *tensors)
         import tensorflow as tf

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from kdiffusion import backend, compilation, images
+from kdiffusion import backend, compilation, graphs, images
 from kdiffusion.noise import NoiseStream
 from kdiffusion.sampling import loop
 from kdiffusion.sampling.guidance import Guidance, classifier_free
@@ -99,8 +99,13 @@ class Program:
         self._model = model
         key = (type(model), getattr(model, "architecture", model), model.dtype_policy.name)
         if key not in self._compiled:
-            self._compiled[key] = compilation.compile_function(self._traceable(), self._jit_compile)
+            self._compiled[key] = compilation.compile_function(
+                self._traceable(), self._jit_compile, self._identity
+            )
         return self._compiled[key](backend.weights_of(model), *tensors)
+
+    def _identity(self):
+        return graphs.identity_of(self._function, self._model)
 
     def _traceable(self):
         """A new function each time: JAX shares traces between equal functions, as methods are."""

@@ -1,0 +1,254 @@
+"""Plain TensorFlow graphs: traced once, kept between runs, and rid of what Python knows of them.
+
+TensorFlow remembers for each operation the Python frames it was made in, some 60 of a Keras model:
+a fifth of a gigabyte for SD 1.5. A graph that was read from its bytes has none, so each graph is
+read from its bytes, and a graph whose identity is known is written to the cache of programs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import functools
+import hashlib
+import json
+import os
+import tempfile
+import threading
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import keras
+
+from kdiffusion import compile_cache, processor
+
+# Functions of layers in the graph that is being traced, if one is, see `compilation.trace_once`.
+shared: contextvars.ContextVar[dict | None] = contextvars.ContextVar("shared", default=None)
+
+
+class Graph(NamedTuple):
+    """A traced function.
+
+    Args:
+        definition: `tf.compat.v1.GraphDef`.
+        inputs: names of its input tensors, in the order of the arguments' leaves.
+        outputs: names of its output tensors.
+        structure: outputs by number, as the function returns them: nested lists, dictionaries.
+    """
+
+    definition: Any
+    inputs: list[str]
+    outputs: list[str]
+    structure: Any
+
+
+class PlainGraph:
+    """A function of nested tensors and variables, as one graph for each set of their shapes.
+
+    Args:
+        function: pure function.
+        identity: function that gives a text that tells all that the other computes, so that its
+            graphs may be kept for other processes; or gives `None`.
+    """
+
+    def __init__(self, function: Callable, identity: Callable[[], str | None] = lambda: None):
+        self._function = function
+        self._identity = identity
+        self._loaded: dict[tuple, tuple[Callable, Any]] = {}
+        self._lock = threading.Lock()
+
+    def __call__(self, *arguments):
+        import tensorflow as tf
+
+        paths, leaves = zip(*keras.tree.flatten_with_path(arguments))
+        leaves = [x if isinstance(x, tf.Variable) else tf.convert_to_tensor(x) for x in leaves]
+        key = (paths, tuple((isinstance(x, tf.Variable), x.dtype, x.shape) for x in leaves))
+        with self._lock:
+            if key not in self._loaded:
+                packed = keras.tree.pack_sequence_as(arguments, leaves)
+                self._loaded[key] = _loaded(self._graph(packed, key), leaves)
+        run, structure = self._loaded[key]
+        outputs = run(*(x.handle if isinstance(x, tf.Variable) else x for x in leaves))
+        return keras.tree.map_structure(lambda number: outputs[number], structure)
+
+    def _graph(self, arguments, key):
+        identity = self._identity()
+        path = None if identity is None else _path(f"{identity}\n{key}")
+        graph = path and _read(path)
+        if not graph:
+            graph = traced(self._function, arguments)
+            if path:
+                _write(path, graph)
+        return graph
+
+
+def identity_of(function: Callable, model: keras.Model) -> str | None:
+    """A text that tells all of what a function computes of a model, besides the weights.
+
+    Args:
+        function: function of the model and tensors.
+        model: the model.
+
+    Returns:
+        The same text for the same computation also in other processes. `None` if there is code in
+        it that is neither this library's nor Keras's.
+    """
+    layers = model._flatten_layers()
+    if not (_is_named(function) and all(map(_is_known, layers))):
+        return None
+    parts = [f"{function.__module__}.{function.__qualname__}"]
+    with contextlib.suppress(TypeError):  # JSON's, of a setting that has no text
+        return "\n".join([*parts, *map(_settings, layers)])
+    return None
+
+
+def _is_named(function):
+    return _is_ours(function.__module__) and function.__qualname__.isidentifier()
+
+
+def _is_known(layer):
+    own = _is_ours(type(layer).__module__) and not isinstance(layer, keras.layers.Lambda)
+    return own and "call" not in vars(layer)
+
+
+def _is_ours(module):
+    return module.partition(".")[0] in ("kdiffusion", "keras")
+
+
+def _settings(layer):
+    config = layer.get_config() | {"name": None, "remat": layer._remat_mode is not None}
+    # What weights began with has no part in what is computed, and is drawn anew each time.
+    config = {k: v for k, v in config.items() if not k.endswith("initializer")}
+    return f"{type(layer).__module__}.{type(layer).__qualname__} {json.dumps(config)}"
+
+
+def traced(function: Callable, arguments: tuple) -> Graph:
+    """Trace a function of tensors.
+
+    The graph goes past TensorFlow's optimizer of graphs, Grappler: its passes over a U-Net take
+    longer than two of the U-Net's steps, which are no faster for them.
+
+    Args:
+        function: pure function.
+        arguments: its arguments, of nested tensors and `tf.Variable`s.
+
+    Returns:
+        `Graph`.
+    """
+    import tensorflow as tf
+
+    flag, options = "disable_meta_optimizer", tf.config.optimizer
+    inner = tf.function(function, autograph=False, experimental_attributes={"_noinline": True})
+
+    def call(*arguments):
+        # A call inside a graph keeps the options of the moment at which it is traced.
+        before = options.get_experimental_options()
+        options.set_experimental_options({flag: True})
+        token = shared.set({})
+        try:
+            return inner(*arguments)
+        finally:
+            shared.reset(token)
+            options.set_experimental_options({flag: before.get(flag, False)})
+
+    concrete = tf.function(call, autograph=False).get_concrete_function(*arguments)
+    if concrete.captured_inputs:
+        raise ValueError(
+            "A compiled function gets all tensors as arguments. Received: one that reads "
+            f"{concrete.captured_inputs} from around it."
+        )
+    structure = concrete.structured_outputs
+    numbers = keras.tree.pack_sequence_as(structure, range(len(concrete.outputs)))
+    return Graph(
+        _with_names_of_its_own(concrete.graph.as_graph_def()),
+        [tensor.name for tensor in concrete.inputs],
+        [tensor.name for tensor in concrete.outputs],
+        numbers,
+    )
+
+
+def _with_names_of_its_own(definition):
+    """Its functions bear names that no other graph's do, of this process or of another."""
+    functions = definition.library.function
+    digest = hashlib.sha256(definition.SerializeToString(deterministic=True)).hexdigest()[:16]
+    names = {f.signature.name: f"kdiffusion_{digest}_{i}" for i, f in enumerate(functions)}
+    for function in functions:
+        function.signature.name = names[function.signature.name]
+    for nodes in (definition.node, *(function.node_def for function in functions)):
+        for node in nodes:
+            for attribute in node.attr.values():
+                for called in (attribute.func, *attribute.list.func):
+                    if called.name in names:
+                        called.name = names[called.name]
+    return definition
+
+
+def _loaded(graph: Graph, leaves):
+    import tensorflow as tf
+
+    def imported(*tensors):
+        return tf.graph_util.import_graph_def(
+            graph.definition,
+            input_map=dict(zip(graph.inputs, tensors)),
+            return_elements=graph.outputs,
+            name="",
+        )
+
+    handle = tf.TensorSpec((), tf.resource)
+    specs = [
+        handle if isinstance(x, tf.Variable) else tf.TensorSpec(x.shape, x.dtype) for x in leaves
+    ]
+    # Not `tf.function`, which does not tell the runtime of the functions that a graph brings along.
+    return tf.compat.v1.wrap_function(imported, specs), graph.structure
+
+
+def _path(text: str) -> Path | None:
+    """Where the graph that a text tells all of is kept, if graphs are kept."""
+    folder = compile_cache.folder()
+    if folder is None:
+        return None
+    digest = hashlib.sha256(f"{_surroundings()}\n{text}".encode()).hexdigest()
+    return folder / f"{digest}.graph"
+
+
+@functools.cache
+def _surroundings() -> str:
+    """What else a graph depends on: the code, and what it asks the machine."""
+    import tensorflow as tf
+
+    root = Path(__file__).parent
+    code = hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        code.update(f"{path.relative_to(root)}\n".encode() + path.read_bytes())
+    settings = (keras.config.floatx(), keras.config.image_data_format())
+    versions = (tf.version.VERSION, keras.version())
+    return repr((code.hexdigest(), versions, settings, processor.has_bfloat16()))
+
+
+def _read(path: Path) -> Graph | None:
+    import tensorflow as tf
+
+    # Whatever is wrong with the file, the graph is traced instead.
+    with contextlib.suppress(Exception), zipfile.ZipFile(path) as file:
+        signature = json.loads(file.read("signature.json"))
+        definition = tf.compat.v1.GraphDef.FromString(file.read("graph.pb"))
+        return Graph(definition, **signature)
+    return None
+
+
+def _write(path: Path, graph: Graph) -> None:
+    signature = graph._asdict()
+    definition = signature.pop("definition")
+    # A full disk must not fail a run.
+    with contextlib.suppress(OSError):
+        handle, temporary = tempfile.mkstemp(dir=path.parent)
+        try:
+            with open(handle, "wb") as raw, zipfile.ZipFile(raw, "w", zipfile.ZIP_DEFLATED) as file:
+                file.writestr("signature.json", json.dumps(signature))
+                file.writestr("graph.pb", definition.SerializeToString())
+            os.replace(temporary, path)
+        except BaseException:
+            os.unlink(temporary)
+            raise
