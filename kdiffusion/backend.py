@@ -1,6 +1,6 @@
 """The few things that TensorFlow and JAX do differently.
 
-Beside it only `compilation`, `training.gradients` and `training.augmentation` name them.
+Beside it only `compilation`, `graphs`, `training.gradients` and `training.augmentation` name them.
 """
 
 from __future__ import annotations

@@ -14,6 +14,9 @@ from kdiffusion import backend, compile_cache, graphs
 # 50 milliseconds, which a few passes over fewer elements are not worth.
 _WORTH_FUSING = 2**17
 
+# Elements of a feature map up to which equal layers are one function, see `trace_once`: 64 MiB.
+_SHARED_ELEMENTS = 2**24
+
 
 def use_jit(jit_compile: bool | str) -> bool:
     """Resolve the compile policy `"auto"`.
@@ -75,7 +78,7 @@ def trace_once(call: Callable) -> Callable:
     @functools.wraps(call)
     def shared(layer, *tensors):
         traces = graphs.shared.get()
-        if traces is None or layer._remat_mode is not None:
+        if traces is None or layer._remat_mode is not None or _is_large(tensors[0]):
             return call(layer, *tensors)
         import tensorflow as tf
 
@@ -95,6 +98,11 @@ def trace_once(call: Callable) -> Callable:
         return traces[key](weights, *tensors)
 
     return shared
+
+
+def _is_large(x):
+    # A function holds its arguments to its end, also those that it needs no more.
+    return x.shape.is_fully_defined() and x.shape.num_elements() > _SHARED_ELEMENTS
 
 
 def fuse(function: Callable) -> Callable:
@@ -158,6 +166,38 @@ def map_in_turn(function: Callable, elements: Any, shape: Sequence[int], dtype: 
 
     like = tf.TensorSpec(shape, dtype)
     return tf.map_fn(function, elements, fn_output_signature=like, parallel_iterations=1)
+
+
+def stack_in_turn(
+    function: Callable, count: int, shape: Sequence[int], dtype: str, first: Any
+) -> Any:
+    """Compute n tensors one after the other, each into its place among all of them.
+
+    Unlike with `map_in_turn` there is nothing to be stacked in the end, which takes as much memory
+    again; in TensorFlow it has no gradient.
+
+    Args:
+        function: pure function of an int32 scalar, the number of a tensor.
+        count: int, n.
+        shape: shape of one.
+        dtype: dtype of one.
+        first: tensor that the function needs, before which no memory is taken.
+
+    Returns:
+        Tensor (n, *shape).
+    """
+    if backend.name() != "tensorflow":
+        return keras.ops.map(function, keras.ops.arange(count))
+    import tensorflow as tf
+
+    def fill(i, tensors):
+        # `tf.tensor_scatter_nd_update` copies all of them each time.
+        return i + 1, tf.raw_ops.InplaceUpdate(x=tensors, i=i[None], v=function(i)[None])
+
+    with tf.control_dependencies([first]):
+        empty = tf.raw_ops.Empty(shape=(count, *shape), dtype=dtype)
+    state = (tf.constant(0), empty)
+    return tf.while_loop(lambda i, _: i < count, fill, state, parallel_iterations=1)[1]
 
 
 def _keep_programs() -> None:

@@ -16,7 +16,7 @@ import os
 import tempfile
 import threading
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,12 +36,14 @@ class Graph(NamedTuple):
         inputs: names of its input tensors, in the order of the arguments' leaves.
         outputs: names of its output tensors.
         structure: outputs by number, as the function returns them: nested lists, dictionaries.
+        captured: tensors that the function reads from around it, its last inputs.
     """
 
     definition: Any
-    inputs: list[str]
-    outputs: list[str]
+    inputs: Sequence[str]
+    outputs: Sequence[str]
     structure: Any
+    captured: Sequence[Any] = ()
 
 
 class PlainGraph:
@@ -56,22 +58,20 @@ class PlainGraph:
     def __init__(self, function: Callable, identity: Callable[[], str | None] = lambda: None):
         self._function = function
         self._identity = identity
-        self._loaded: dict[tuple, tuple[Callable, Any]] = {}
+        self._loaded: dict[tuple, Callable] = {}
         self._lock = threading.Lock()
 
     def __call__(self, *arguments):
         import tensorflow as tf
 
-        paths, leaves = zip(*keras.tree.flatten_with_path(arguments))
-        leaves = [x if isinstance(x, tf.Variable) else tf.convert_to_tensor(x) for x in leaves]
+        paths, values = zip(*keras.tree.flatten_with_path(arguments))
+        leaves = [x if isinstance(x, tf.Variable) else tf.convert_to_tensor(x) for x in values]
         key = (paths, tuple((isinstance(x, tf.Variable), x.dtype, x.shape) for x in leaves))
         with self._lock:
             if key not in self._loaded:
                 packed = keras.tree.pack_sequence_as(arguments, leaves)
-                self._loaded[key] = _loaded(self._graph(packed, key), leaves)
-        run, structure = self._loaded[key]
-        outputs = run(*(x.handle if isinstance(x, tf.Variable) else x for x in leaves))
-        return keras.tree.map_structure(lambda number: outputs[number], structure)
+                self._loaded[key] = loaded(self._graph(packed, key))
+        return self._loaded[key](*leaves)
 
     def _graph(self, arguments, key):
         identity = self._identity()
@@ -79,7 +79,7 @@ class PlainGraph:
         graph = path and _read(path)
         if not graph:
             graph = traced(self._function, arguments)
-            if path:
+            if path and not graph.captured:
                 _write(path, graph)
         return graph
 
@@ -154,11 +154,6 @@ def traced(function: Callable, arguments: tuple) -> Graph:
             options.set_experimental_options({flag: before.get(flag, False)})
 
     concrete = tf.function(call, autograph=False).get_concrete_function(*arguments)
-    if concrete.captured_inputs:
-        raise ValueError(
-            "A compiled function gets all tensors as arguments. Received: one that reads "
-            f"{concrete.captured_inputs} from around it."
-        )
     structure = concrete.structured_outputs
     numbers = keras.tree.pack_sequence_as(structure, range(len(concrete.outputs)))
     return Graph(
@@ -166,6 +161,7 @@ def traced(function: Callable, arguments: tuple) -> Graph:
         [tensor.name for tensor in concrete.inputs],
         [tensor.name for tensor in concrete.outputs],
         numbers,
+        concrete.captured_inputs,
     )
 
 
@@ -185,23 +181,34 @@ def _with_names_of_its_own(definition):
     return definition
 
 
-def _loaded(graph: Graph, leaves):
+def loaded(graph: Graph) -> Callable:
+    """The function that a graph is of.
+
+    Args:
+        graph: `Graph`.
+
+    Returns:
+        Function of the leaves of the arguments that the graph was traced with.
+    """
     import tensorflow as tf
 
-    def imported(*tensors):
-        return tf.graph_util.import_graph_def(
-            graph.definition,
-            input_map=dict(zip(graph.inputs, tensors)),
-            return_elements=graph.outputs,
-            name="",
-        )
+    def imported():
+        tf.graph_util.import_graph_def(graph.definition, name="")
 
-    handle = tf.TensorSpec((), tf.resource)
-    specs = [
-        handle if isinstance(x, tf.Variable) else tf.TensorSpec(x.shape, x.dtype) for x in leaves
-    ]
     # Not `tf.function`, which does not tell the runtime of the functions that a graph brings along.
-    return tf.compat.v1.wrap_function(imported, specs), graph.structure
+    everything = tf.compat.v1.wrap_function(imported, [])
+    inputs, outputs = (
+        [everything.graph.as_graph_element(name) for name in names]
+        for names in (graph.inputs, graph.outputs)
+    )
+    run = everything.prune(inputs, outputs)
+
+    def call(*leaves):
+        values = [x.handle if isinstance(x, tf.Variable) else x for x in leaves]
+        results = run(*values, *graph.captured)
+        return keras.tree.map_structure(lambda number: results[number], graph.structure)
+
+    return call
 
 
 def _path(text: str) -> Path | None:
@@ -239,15 +246,14 @@ def _read(path: Path) -> Graph | None:
 
 
 def _write(path: Path, graph: Graph) -> None:
-    signature = graph._asdict()
-    definition = signature.pop("definition")
+    signature = {name: getattr(graph, name) for name in ("inputs", "outputs", "structure")}
     # A full disk must not fail a run.
     with contextlib.suppress(OSError):
         handle, temporary = tempfile.mkstemp(dir=path.parent)
         try:
             with open(handle, "wb") as raw, zipfile.ZipFile(raw, "w", zipfile.ZIP_DEFLATED) as file:
                 file.writestr("signature.json", json.dumps(signature))
-                file.writestr("graph.pb", definition.SerializeToString())
+                file.writestr("graph.pb", graph.definition.SerializeToString())
             os.replace(temporary, path)
         except BaseException:
             os.unlink(temporary)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from keras import ops
 
-from kdiffusion import backend, compilation
+from kdiffusion import backend, compilation, graphs
 from kdiffusion.models import kernels, winograd
 from kdiffusion.models.layers import ResnetBlock
 
@@ -18,25 +18,17 @@ def doubled(numbers):
     return {"sum": 2.0 * numbers["x"] + numbers["y"]}
 
 
-def calls_in(function, *arguments):
-    graph = function.get_concrete_function(*arguments).graph
-    return [op for op in graph.get_operations() if "PartitionedCall" in op.type]
-
-
-def library_of(function, *arguments):
-    return function.get_concrete_function(*arguments).graph.as_graph_def().library.function
-
-
 def test_a_graph_goes_past_the_optimizer():
     run = compilation.compile_function(doubled, jit_compile=False)
     numbers = {name: ops.convert_to_tensor(np.ones(3, np.float32)) for name in "xy"}
     np.testing.assert_array_equal(run(numbers)["sum"], [3.0, 3.0, 3.0])
-    (call,) = calls_in(run, numbers)
-    options = tf.compat.v1.ConfigProto.FromString(call.get_attr("config_proto"))
+    graph = graphs.traced(doubled, (numbers,)).definition
+    (call,) = (node for node in graph.node if "PartitionedCall" in node.op)
+    options = tf.compat.v1.ConfigProto.FromString(call.attr["config_proto"].s)
     assert options.graph_options.rewrite_options.disable_meta_optimizer
-    name = call.get_attr("f").name
+    name = call.attr["f"].func.name
     # Inlined into what surrounds it, it would be optimized after all.
-    inner = library_of(run, numbers)
+    inner = graph.library.function
     assert [f.attr["_noinline"].b for f in inner if f.signature.name == name] == [True]
 
 
@@ -62,11 +54,15 @@ def test_equal_layers_are_one_function_with_weights_of_their_own(others, functio
     settings = {"channels": 4, "num_groups": 2}
     layers = [ResnetBlock(**settings, name="first"), ResnetBlock(**{**settings, **others})]
     expected = layers[1](layers[0](x))
-    run = compilation.compile_function(lambda x: layers[1](layers[0](x)), jit_compile=False)
+
+    def both(x):
+        return layers[1](layers[0](x))
+
+    run = compilation.compile_function(both, jit_compile=False)
     tolerance = 2e-3 if "dtype" in others else 1e-5
     np.testing.assert_allclose(run(x), expected, rtol=tolerance, atol=tolerance)
-    names = [f.signature.name for f in library_of(run, x)]
-    assert sum("compute" in name for name in names) == functions
+    # One function is that of the whole graph.
+    assert len(graphs.traced(both, (x,)).definition.library.function) == 1 + functions
 
 
 def test_what_comes_after_waits():
@@ -82,10 +78,45 @@ def test_what_comes_after_waits():
 
 @pytest.mark.parametrize("convolve", [winograd.convolve, kernels.convolve_doubled])
 def test_kernels_are_transformed_when_they_are_needed(convolve):
-    run = tf.function(lambda x, kernel: convolve(x, kernel))
+    run = tf.function(lambda x, kernel: convolve(x, kernel, ops.zeros(2)))
     operations = run.get_concrete_function(ops.ones((1, 4, 4, 2)), ops.ones((3, 3, 2, 2))).graph
     waiting = [op for op in operations.get_operations() if op.control_inputs and op.outputs]
     assert [op.outputs[0].shape for op in waiting] == [(3, 3, 2, 2)]
+
+
+def test_large_feature_maps_are_let_go(monkeypatch):
+    layers = [ResnetBlock(4, num_groups=2) for _ in range(2)]
+    x = ops.ones((1, 4, 4, 4))
+
+    def both(x):
+        return layers[1](layers[0](x))
+
+    both(x)
+    functions = []
+    for bound in (64, 63):
+        monkeypatch.setattr(compilation, "_SHARED_ELEMENTS", bound)
+        functions.append(len(graphs.traced(both, (x,)).definition.library.function))
+    assert functions == [2, 1]
+
+
+def test_tensors_are_computed_in_turn_into_their_places():
+    def squares(x):
+        return compilation.stack_in_turn(
+            lambda i: (x[i] + ops.zeros(2)) ** 2, 3, (2,), "float32", first=x
+        )
+
+    x = ops.convert_to_tensor([1.0, 2.0, 3.0])
+    expected = [[1, 1], [4, 4], [9, 9]]
+    np.testing.assert_array_equal(squares(x), expected)
+    run = tf.function(lambda x: squares(2.0 * x))
+    np.testing.assert_array_equal(run(x / 2.0), expected)
+    operations = run.get_concrete_function(x).graph.get_operations()
+    (loop,) = (op for op in operations if "While" in op.type)
+    assert loop.get_attr("parallel_iterations") == 1
+    # Memory that is taken before it is needed takes the place of what could use it again.
+    (empty,) = (op for op in operations if op.type == "Empty")
+    (shape,) = empty.inputs
+    assert [op.type for op in shape.op.control_inputs] == ["Mul"]
 
 
 def test_elements_are_computed_in_turn():

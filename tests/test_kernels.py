@@ -102,10 +102,10 @@ def test_only_same_size_convolutions_of_3x3_are_products(monkeypatch):
 
 @pytest.mark.parametrize("batch, height, width", [(1, 2, 3), (2, 8, 8), (3, 1, 2)])
 def test_doubled_feature_maps_are_convolved_the_same(run, batch, height, width):
-    x, kernel = numbers(batch, height, width, 4), numbers(3, 3, 4, 5)
+    x, kernel, bias = numbers(batch, height, width, 4), numbers(3, 3, 4, 5), numbers(5)
     doubled = np.repeat(np.repeat(x, 2, axis=1), 2, axis=2)
-    expected = ops.conv(doubled, kernel, padding="same", data_format="channels_last")
-    result = run(kernels.convolve_doubled, x, kernel)
+    expected = ops.conv(doubled, kernel, padding="same", data_format="channels_last") + bias
+    result = run(kernels.convolve_doubled, x, kernel, bias)
     np.testing.assert_allclose(result, ops.convert_to_numpy(expected), rtol=1e-5, atol=1e-4)
 
 

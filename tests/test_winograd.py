@@ -28,8 +28,12 @@ def convolved(x, kernel):
     )
 
 
-def plain(x, kernel):
-    return ops.conv(x, kernel, padding="same", data_format="channels_last")
+def plain(x, kernel, bias):
+    return ops.conv(x, kernel, padding="same", data_format="channels_last") + bias
+
+
+def moved(x, scale, shift):
+    return x * scale + shift
 
 
 def doubled(x):
@@ -50,13 +54,42 @@ def layer(request, monkeypatch):
 @pytest.mark.parametrize("batch, height, width", [(1, 2, 2), (1, 4, 12), (2, 12, 8), (1, 7, 13)])
 def test_it_is_the_same_convolution(layer, monkeypatch, fused, batch, height, width):
     monkeypatch.setattr(compilation, "_WORTH_FUSING", fused)
-    x, kernel = numbers(batch, height, width, 64), numbers(3, 3, 64, 3)
+    x, kernel, bias = numbers(batch, height, width, 64), numbers(3, 3, 64, 3), numbers(3)
     for function, inputs in ((winograd.convolve, x), (winograd.convolve_doubled, doubled(x))):
         run = compilation.compile_function(function, jit_compile=False)
-        result = run(ops.convert_to_tensor(x), ops.convert_to_tensor(kernel))
-        expected = convolved(inputs, kernel)
+        result = run(x, kernel, bias)
+        expected = convolved(inputs, kernel) + bias
         assert result.shape == expected.shape
         np.testing.assert_allclose(ops.convert_to_numpy(result), expected, rtol=0, atol=2e-4)
+
+
+@pytest.mark.parametrize("batch, height, width", [(1, 4, 12), (2, 12, 8), (1, 7, 13)])
+def test_what_comes_before_is_computed_in_strips_too(layer, batch, height, width):
+    x, kernel, bias = numbers(batch, height, width, 8), numbers(3, 3, 8, 3), numbers(3)
+    scale, shift = numbers(batch, 1, 1, 8), 1.0 + numbers(8)
+
+    def function(x, kernel, bias, scale, shift):
+        return winograd.convolve(x, kernel, bias, moved, scale, shift)
+
+    arguments = x, kernel, bias, scale, shift
+    result = compilation.compile_function(function, jit_compile=False)(*arguments)
+    # What is around a feature map is zero, not moved.
+    expected = convolved(moved(x, scale, shift), kernel) + bias
+    np.testing.assert_allclose(ops.convert_to_numpy(result), expected, rtol=0, atol=2e-4)
+
+    def loss(convolve):
+        return lambda scale: ops.sum(ops.square(convolve(scale)))
+
+    gradients = [
+        ops.convert_to_numpy(
+            backend.value_and_gradient(loss(convolve), ops.convert_to_tensor(scale))[1]
+        )
+        for convolve in (
+            lambda scale: function(x, kernel, bias, scale, shift),
+            lambda scale: plain(moved(x, scale, shift), kernel, bias),
+        )
+    ]
+    np.testing.assert_allclose(*gradients, rtol=1e-4, atol=5e-3)
 
 
 @pytest.mark.skipif(not winograd_is_here(), reason="JAX computes plain convolutions")
@@ -66,7 +99,7 @@ def test_it_is_as_exact_as_plain_sums(channels):
 
     def error(function, inputs):
         exact = convolved(inputs, kernel)
-        result = ops.convert_to_numpy(function(x, kernel))
+        result = ops.convert_to_numpy(function(x, kernel, np.zeros(16, np.float32)))
         return np.linalg.norm(result - exact) / np.linalg.norm(exact)
 
     # PyTorch's are off by 9.5e-7 and 1.9e-6.
@@ -101,11 +134,11 @@ def test_layers_use_it_and_learn_from_the_plain_one(layer, monkeypatch):
     [(winograd.convolve, plain), (winograd.convolve_doubled, kernels.convolve_doubled)],
 )
 def test_kernels_learn_from_the_plain_one(layer, function, expected):
-    x, kernel = ops.convert_to_tensor(numbers(1, 8, 8, 4)), numbers(3, 3, 4, 5)
+    x, kernel, bias = ops.convert_to_tensor(numbers(1, 8, 8, 4)), numbers(3, 3, 4, 5), numbers(5)
     gradients = [
         ops.convert_to_numpy(
             backend.value_and_gradient(
-                lambda kernel: ops.sum(ops.square(convolve(x, kernel))),
+                lambda kernel: ops.sum(ops.square(convolve(x, kernel, bias))),
                 ops.convert_to_tensor(kernel),
             )[1]
         )

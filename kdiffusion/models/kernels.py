@@ -17,12 +17,15 @@ from kdiffusion import backend, compilation
 # a CPU as the convolutions of oneDNN and XLA, which first bring the kernel into another order.
 _FEW_POSITIONS = 128
 
+# Positions of a feature map that are summed up at a time on a CPU.
+_RUN = 32
+
 
 def normalize(x, groups, epsilon, gamma, beta, activation=None):
     """Group normalization and activation (Wu & He 2018), computed in float32.
 
-    Means and variances are taken per row first, which XLA does in parallel on a CPU, then per
-    channel, then per group, so the feature map is never reshaped.
+    Means and variances are taken per run of positions first, which XLA does in parallel on a CPU,
+    then per channel, then per group, so channels are never reordered.
 
     Args:
         x: (batch, height, width, channels).
@@ -35,10 +38,22 @@ def normalize(x, groups, epsilon, gamma, beta, activation=None):
     Returns:
         Tensor like `x`.
     """
+    finish, *values = normalization(x, groups, epsilon, gamma, beta, activation)
+    return compilation.fuse(finish)(x, *values)
+
+
+def normalization(x, groups, epsilon, gamma, beta, activation=None):
+    """What `normalize` does in the end: a function of any part of the feature map, and its values.
+
+    Args:
+        x, groups, epsilon, gamma, beta, activation: see `normalize`.
+
+    Returns:
+        Elementwise function `(x, mean, scale, beta) -> x`, and its last three arguments.
+    """
     mean, variance = compilation.fuse(_moments)(x, groups)
     scale = gamma * ops.rsqrt(variance + epsilon)
-    finish = _affine_silu if activation == "silu" else _affine
-    return compilation.fuse(finish)(x, mean, scale, beta)
+    return _affine_silu if activation == "silu" else _affine, mean, scale, beta
 
 
 def normalize_tokens(x, epsilon, gamma, beta):
@@ -124,7 +139,7 @@ def are_many(x):
     )
 
 
-def convolve_doubled(x, kernel):
+def convolve_doubled(x, kernel, bias):
     """3x3 convolution, keeping the size, of a feature map doubled by its nearest neighbours.
 
     The doubled map is not made: an output sees 2x2 different inputs, each through the sum of the
@@ -134,6 +149,7 @@ def convolve_doubled(x, kernel):
     Args:
         x: (batch, height, width, channels).
         kernel: (3, 3, channels, filters).
+        bias: (filters,).
 
     Returns:
         (batch, 2 * height, 2 * width, filters).
@@ -154,7 +170,7 @@ def convolve_doubled(x, kernel):
     ]
     rows = [ops.stack(outputs[:2], axis=3), ops.stack(outputs[2:], axis=3)]
     shape = (batch, 2 * height, 2 * width, kernel.shape[-1])
-    return ops.reshape(ops.stack(rows, axis=2), shape)
+    return ops.reshape(ops.stack(rows, axis=2), shape) + bias
 
 
 def _sums_by_parity(kernel):
@@ -170,9 +186,20 @@ def _sums_by_parity(kernel):
 
 
 def _moments(x, groups):
-    x = ops.cast(x, "float32")
+    x = _in_runs(ops.cast(x, "float32"))
     mean = _over_groups(ops.mean(ops.mean(x, axis=2), axis=1), groups)
     return mean, _over_groups(ops.mean(ops.mean(ops.square(x - mean), axis=2), axis=1), groups)
+
+
+def _in_runs(x):
+    """(batch, height, width, channels) → (batch, runs, positions, channels), if that is possible.
+
+    XLA fuses nothing with sums of more terms, so differences from the mean would go to memory.
+    """
+    _, height, width, channels = x.shape
+    if None in (height, width) or height * width % _RUN:
+        return x
+    return ops.reshape(x, (-1, height * width // _RUN, _RUN, channels))
 
 
 def _over_groups(per_channel, groups):

@@ -30,7 +30,7 @@ class Uninitialized(keras.initializers.Initializer):
 
 
 def beside(kernel_initializer, usual):
-    """The initializer of weights that are usually constant: where kernels are unwritten, so are they.
+    """The initializer of weights that are usually constant: unwritten where kernels are.
 
     A model has more of them than kernels, and each costs a call to the backend.
     """
@@ -146,7 +146,7 @@ class Convolution(keras.layers.Conv2D):
         if same_size and kernels.is_small(inputs):
             return kernels.convolve_small(inputs, kernel)
         if same_size and winograd.pays(inputs, kernel):
-            return winograd.convolve(inputs, kernel)
+            return winograd.convolve(inputs, kernel, ops.zeros(self.filters))
         return super().convolution_op(inputs, kernel)
 
 
@@ -183,9 +183,20 @@ class GroupNorm(keras.layers.Layer):
         self.beta = self.add_weight(shape, self.beta_initializer, name="beta")
 
     def call(self, inputs):
-        gamma, beta = ops.cast(self.gamma, "float32"), ops.cast(self.beta, "float32")
         x = ops.cast(inputs, self.compute_dtype)
-        return kernels.normalize(x, self.num_groups, self.epsilon, gamma, beta, self.activation)
+        return kernels.normalize(x, *self._settings())
+
+    def before(self, convolution, inputs):
+        """`convolution(self(inputs))`, without the normalized map where that takes it in strips."""
+        kernel, bias = map(ops.convert_to_tensor, convolution.weights)
+        if not winograd.pays(inputs, kernel):
+            return convolution(self(inputs))
+        normalization = kernels.normalization(inputs, *self._settings())
+        return winograd.convolve(inputs, kernel, bias, *normalization)
+
+    def _settings(self):
+        gamma, beta = ops.cast(self.gamma, "float32"), ops.cast(self.beta, "float32")
+        return self.num_groups, self.epsilon, gamma, beta, self.activation
 
     def compute_output_shape(self, inputs_shape):
         return inputs_shape
@@ -321,12 +332,15 @@ class ResnetBlock(Block):
 
     @compilation.trace_once
     def call(self, inputs, time=None):
-        x = self.conv1(self.norm1(inputs))
+        x = self.norm1.before(self.conv1, inputs)
         if self.time_proj is not None:
             x = add(x, self.time_proj(ops.silu(time))[:, None, None, :])
-        x = self.conv2(self.norm2(x))
-        residual = inputs if self.shortcut is None else self.shortcut(inputs)
-        return add(residual, x)
+        residual = inputs
+        if self.shortcut is not None:
+            # Between the convolutions the least else is there.
+            residual = self.shortcut(compilation.after(inputs, x))
+            x = compilation.after(x, residual)
+        return add(residual, self.norm2.before(self.conv2, x))
 
     def compute_output_shape(self, inputs_shape, time_shape=None):
         return (*inputs_shape[:-1], self.channels)
@@ -397,7 +411,7 @@ class Upsample(Block):
             kernel, bias = map(ops.convert_to_tensor, self.convolution.weights)
             fewer = winograd.pays(inputs, kernel, doubled=True)
             convolve = winograd.convolve_doubled if fewer else kernels.convolve_doubled
-            return convolve(inputs, kernel) + bias
+            return convolve(inputs, kernel, bias)
         x = ops.repeat(ops.repeat(inputs, 2, axis=1), 2, axis=2)
         if like is not None:
             height, width = ops.shape(like)[1:3]

@@ -32,7 +32,7 @@ _WORTH_COMPILING = 2**31
 
 # Bytes that are there at a time: of a transformed kernel, above which points go through row by row,
 # and of transformed inputs and products, above which rows of tiles go through in strips.
-_MAX_KERNEL, _MAX_TILES = 2**28, 2**27
+_MAX_KERNEL, _MAX_TILES = 2**26, 2**25
 
 _SIZE, _TILE = 4, 6
 _POINTS = (0.0, 0.625, -0.625, 1.5, -1.5)
@@ -100,26 +100,33 @@ def pays(x, kernel, doubled=False):
     )
 
 
-def convolve(x, kernel):
+def convolve(x, kernel, bias, finish=None, *values):
     """3x3 convolution of stride 1 that keeps the size.
 
     Args:
         x: (batch, height, width, channels).
         kernel: (3, 3, channels, filters).
+        bias: (filters,).
+        finish: elementwise function `(x, *values) -> x`, at the top level of a module, that is
+            applied before, strip by strip, or `None`.
+        values: tensors, its other arguments.
 
     Returns:
         (batch, height, width, filters).
     """
 
-    def plain(x, kernel):
-        return ops.conv(x, kernel, padding="same", data_format="channels_last")
+    def plain(x, kernel, bias, *values):
+        finished = finish(x, *values) if finish else x
+        return ops.conv(finished, kernel, padding="same", data_format="channels_last") + bias
+
+    def fast(x, kernel, bias, *values):
+        return _convolve(x, kernel, bias, _PLAIN, finish, *values)
 
     # By gradients of its own it would have to keep three feature maps for each.
-    computed = backend.with_gradient_of(plain, lambda x, kernel: _convolve(x, kernel, _PLAIN))
-    return computed(x, kernel)
+    return backend.with_gradient_of(plain, fast)(x, kernel, bias, *values)
 
 
-def convolve_doubled(x, kernel):
+def convolve_doubled(x, kernel, bias):
     """What `kernels.convolve_doubled` computes, 25 products taking the place of its 64.
 
     The 6x6 inputs of a tile are transformed once for the four parities of its 8x8 outputs.
@@ -127,21 +134,22 @@ def convolve_doubled(x, kernel):
     Args:
         x: (batch, height, width, channels).
         kernel: (3, 3, channels, filters).
+        bias: (filters,).
 
     Returns:
         (batch, 2 * height, 2 * width, filters).
     """
     computed = backend.with_gradient_of(
-        kernels.convolve_doubled, lambda x, kernel: _convolve(x, kernel, _DOUBLED)
+        kernels.convolve_doubled, lambda x, kernel, bias: _convolve(x, kernel, bias, _DOUBLED)
     )
-    return computed(x, kernel)
+    return computed(x, kernel, bias)
 
 
-def _convolve(x, kernel, parities):
+def _convolve(x, kernel, bias, parities, finish=None, *values):
     batch, height, width, channels = x.shape
     filters, scale = kernel.shape[-1], len(parities)
     high, wide = (_SIZE * -(-side // _SIZE) for side in (height, width))
-    padded = ops.pad(x, ((0, 0), (1, 1 + high - height), (1, 1 + wide - width), (0, 0)))
+    columns = (1, 1 + wide - width)
     kernel = compilation.after(kernel, x)
     pairs = [(rows, columns) for rows in parities for columns in parities]
     multiplications = [_multiplication(kernel, *pair) for pair in pairs]
@@ -149,22 +157,35 @@ def _convolve(x, kernel, parities):
     products = sum(len(rows.kernel) * len(columns.kernel) for rows, columns in pairs)
     tiles = batch * high * wide // _SIZE**2
     strips = _num_strips(4 * tiles * (_TILE**2 * channels + products * filters), high // _SIZE)
+    surround = compilation.fuse(_surround)
     if strips == 1:
-        result = _convolve_strip(padded, multiplications)
+        rows = (1, 1 + high - height)
+        strip = surround(x, None, rows, columns, finish, *values)
+        result = _convolve_strip(strip, multiplications, bias)
     else:
         rows = high // strips
-        shape = (batch, rows + 2, wide + 2, channels)
-        result = compilation.map_in_turn(
-            lambda first: _convolve_strip(
-                ops.slice(padded, (0, first, 0, 0), shape), multiplications
-            ),
-            ops.arange(0, high, rows),
-            (batch, scale * rows, scale * wide, filters),
-            x.dtype,
-        )
+
+        def convolve_strip(i):
+            places = rows * i + ops.arange(-1, rows + 1)
+            inside = ops.cast(places == ops.clip(places, 0, height - 1), x.dtype)
+            strip = ops.take(x, ops.clip(places, 0, height - 1), axis=1)
+            strip = surround(strip, inside, (0, 0), columns, finish, *values)
+            return _convolve_strip(strip, multiplications, bias)
+
+        shape = (batch, scale * rows, scale * wide, filters)
+        result = compilation.stack_in_turn(convolve_strip, strips, shape, x.dtype, first=x)
         result = ops.moveaxis(result, 0, 1)
         result = ops.reshape(result, (batch, scale * high, scale * wide, filters))
     return result[:, : scale * height, : scale * width]
+
+
+def _surround(x, inside, rows, columns, finish, *values):
+    """Rows of a feature map, finished, with zeros around and where they are not inside of it."""
+    if finish is not None:
+        x = finish(x, *values)
+    if inside is not None:
+        x = x * inside[:, None, None]
+    return ops.pad(x, ((0, 0), rows, columns, (0, 0)))
 
 
 def _num_strips(size, tiles_high):
@@ -173,7 +194,7 @@ def _num_strips(size, tiles_high):
     return next(n for n in range(strips, tiles_high + 1) if tiles_high % n == 0)
 
 
-def _convolve_strip(padded, multiplications):
+def _convolve_strip(padded, multiplications, bias):
     """`padded` has a row and a column more on every side than tiles of outputs."""
     batch, height, width, _ = padded.shape
     values = compilation.fuse(_transform_input)(padded)
@@ -182,7 +203,7 @@ def _convolve_strip(padded, multiplications):
         ops.reshape(x, (*x.shape[:2], batch, height // _SIZE, width // _SIZE, -1)) for x in products
     ]
     transform = _transform_products if len(products) == 1 else _transform_products_of_parities
-    return compilation.fuse(transform)(*products)
+    return compilation.fuse(transform)(*products, bias)
 
 
 def _multiplication(kernel, rows, columns):
@@ -237,16 +258,17 @@ def _every_fourth(x, axis):
     return [x[(*before, slice(i, i + length, _SIZE))] for i in range(_TILE)]
 
 
-def _transform_products(products):
+def _transform_products(products, bias):
     """Aᵀ m A: (6, 6, batch, rows, columns, filters) → (batch, 4 * rows, 4 * columns, filters)."""
-    return _by_position(_transform(products, _PLAIN[0], _PLAIN[0])[None, None])
+    return _by_position(_transform(products, _PLAIN[0], _PLAIN[0])[None, None]) + bias
 
 
-def _transform_products_of_parities(*products):
+def _transform_products_of_parities(*products_and_bias):
     """The same of each pair of parities: → (batch, 8 * rows, 8 * columns, filters)."""
+    *products, bias = products_and_bias
     pairs = [(rows, columns) for rows in _DOUBLED for columns in _DOUBLED]
     outputs = [_transform(part, *pair) for part, pair in zip(products, pairs)]
-    return _by_position(ops.stack([ops.stack(outputs[:2]), ops.stack(outputs[2:])]))
+    return _by_position(ops.stack([ops.stack(outputs[:2]), ops.stack(outputs[2:])])) + bias
 
 
 def _transform(products, rows, columns):

@@ -1,0 +1,228 @@
+"""Plain TensorFlow graphs, read from their bytes and kept between runs."""
+
+import json
+import zipfile
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+from kdiffusion import backend, compile_cache, generation, graphs
+from kdiffusion.generation import Program
+from kdiffusion.models.diffusion_model import DiffusionModel
+from kdiffusion.presets import DiffusionArchitecture
+
+if backend.name() != "tensorflow" or backend.on_accelerator():
+    pytest.skip("XLA compiles everything here", allow_module_level=True)
+
+import tensorflow as tf  # noqa: E402  (only where it is used)
+
+INPUTS = np.ones((1, 3), np.float32)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setenv(compile_cache.VARIABLE, str(tmp_path / "programs"))
+    return tmp_path / "programs"
+
+
+@pytest.fixture
+def count(monkeypatch):
+    """How many functions were traced, as the length of a list."""
+    functions, genuine = [], graphs.traced
+    monkeypatch.setattr(graphs, "traced", lambda f, a: functions.append(f) or genuine(f, a))
+    return functions
+
+
+def network(**settings):
+    """Always with the same weights: what they begin with is part of a Keras model's settings."""
+    start = keras.initializers.GlorotUniform(seed=0)
+    last = keras.layers.Dense(2, name="last", kernel_initializer=start, **settings)
+    return keras.Sequential([keras.Input((3,), name="x"), last], name="network")
+
+
+def unet(initialize=True, dtype=None, gradient_checkpointing=False, **fields):
+    small = {"channels": (4, 8), "layers_per_level": 1, "depths": (0, 1), "mid_depth": 0}
+    fields = {**small, "num_heads": (2, 2), "num_groups": 2, "context_width": 4, **fields}
+    return DiffusionModel(
+        DiffusionArchitecture(**fields),
+        initialize=initialize,
+        dtype=dtype,
+        gradient_checkpointing=gradient_checkpointing,
+    )
+
+
+def predicted(model, inputs=INPUTS):
+    return ops.convert_to_numpy(Program(_predict, jit_compile=False)(model, inputs))
+
+
+def _predict(model, inputs):
+    return model(inputs)
+
+
+_predict.__module__ = "kdiffusion.tests"  # else it would be code that nobody knows
+
+
+def test_outputs_are_packed_as_they_were():
+    def function(numbers, unused, pair):
+        return {"sum": numbers["x"] + pair[0], "parts": [pair[1], {"x": numbers["x"]}]}
+
+    one, two = np.ones(2, np.float32), np.full(2, 2.0, np.float32)
+    result = graphs.PlainGraph(function)({"x": one}, np.zeros(7), (one, two))
+    assert set(result) == {"sum", "parts"}
+    np.testing.assert_array_equal(result["sum"], [2.0, 2.0])
+    np.testing.assert_array_equal(result["parts"][0], two)
+    np.testing.assert_array_equal(result["parts"][1]["x"], one)
+
+
+def test_there_is_a_graph_for_each_structure_and_shape(count):
+    run = graphs.PlainGraph(lambda x: sum(x.values()) if isinstance(x, dict) else x)
+    for x in (np.ones(2), np.zeros(2), np.ones(3), {"a": np.ones(2)}, {"b": np.ones(2)}):
+        np.testing.assert_array_equal(run(x), next(iter(x.values())) if isinstance(x, dict) else x)
+    assert len(count) == 4
+
+
+def test_variables_are_read_when_a_graph_runs():
+    weight, around = tf.Variable([1.0, 2.0]), tf.Variable(1.0)
+    run = graphs.PlainGraph(lambda weights, x: weights[0] * x + around)
+    np.testing.assert_array_equal(run([weight], np.float32(3.0)), [4.0, 7.0])
+    weight.assign([5.0, 6.0])
+    around.assign(0.0)
+    np.testing.assert_array_equal(run([weight], np.float32(1.0)), [5.0, 6.0])
+
+
+def test_functions_bear_names_that_tell_graphs_apart():
+    def names(function):
+        graph = graphs.traced(function, (tf.ones(2),)).definition
+        called = {node.attr["f"].func.name for node in graph.node if "f" in node.attr}
+        assert called == {f.signature.name for f in graph.library.function}
+        return called
+
+    one, other = names(lambda x: x + 1.0), names(lambda x: x + 2.0)
+    assert one and other and not one & other
+
+
+def test_a_kept_graph_is_not_traced_again(folder, count):
+    model = network()
+    expected = predicted(model)
+    (path,) = folder.glob("*.graph")
+    np.testing.assert_array_equal(predicted(model), expected)
+    other = network()
+    other.set_weights([2.0 * value for value in model.get_weights()])
+    np.testing.assert_array_equal(predicted(other), 2.0 * expected)
+    assert len(count) == 1
+    assert list(folder.glob("*.graph")) == [path]
+
+
+@pytest.mark.parametrize(
+    "settings, traced",
+    [({}, 0), ({"activation": "relu"}, 1), ({"dtype": "mixed_bfloat16"}, 1)],
+    ids=str,
+)
+def test_another_computation_is_another_graph(folder, count, settings, traced):
+    predicted(network())
+    predicted(network(**settings))
+    assert len(count) == 1 + traced
+
+
+def test_whatever_a_network_computes_is_in_its_identity():
+    def identity(model):
+        return graphs.identity_of(generation.denoise, model)
+
+    plain, changed = unet(), unet()
+    assert identity(plain) == identity(changed) == identity(unet(initialize=False))
+    for fields in ({"epsilon": 0.5}, {"num_groups": 4}, {"num_heads": (1, 1)}):
+        assert identity(unet(**fields)) != identity(plain)
+    assert identity(unet(dtype="mixed_bfloat16")) != identity(plain)
+    assert identity(unet(gradient_checkpointing=True)) != identity(plain)
+    assert graphs.identity_of(generation.sample, plain) != identity(plain)
+    changed.get_layer("down_1_transformer_0").blocks[0].norm2.epsilon = 0.5
+    assert identity(changed) != identity(plain)
+
+
+def test_other_shapes_and_other_code_are_other_graphs(folder, count, monkeypatch):
+    model = network()
+    predicted(model)
+    predicted(model, np.ones((2, 3), np.float32))
+    assert len(count) == 2
+    monkeypatch.setattr(graphs, "_surroundings", lambda: "a later version")
+    predicted(model)
+    assert len(count) == 3
+
+
+class Own(keras.layers.Dense):
+    pass
+
+
+@pytest.mark.parametrize(
+    "model, function",
+    [
+        (keras.Sequential([keras.Input((2,)), Own(2)]), generation.denoise),
+        (keras.Sequential([keras.Input((2,)), keras.layers.Lambda(abs)]), generation.denoise),
+        (keras.Sequential([keras.Input((2,)), keras.layers.Dense(2)]), lambda model: 0),
+        (keras.Sequential([keras.Input((2,)), keras.layers.Dense(2)]), pytest.skip),
+    ],
+    ids=["layer", "lambda", "function", "other library"],
+)
+def test_code_of_others_has_no_identity(model, function):
+    assert graphs.identity_of(function, model) is None
+
+
+def test_a_changed_method_has_no_identity():
+    model = network()
+    assert graphs.identity_of(generation.denoise, model) is not None
+    model.get_layer("last").call = lambda x: x
+    assert graphs.identity_of(generation.denoise, model) is None
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-40])
+
+
+def damage(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    path.write_bytes(content)
+
+
+def empty(path):
+    path.write_bytes(b"")
+
+
+def strip(path):
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("signature.json", json.dumps({"inputs": []}))
+        file.writestr("graph.pb", b"")
+
+
+@pytest.mark.parametrize("spoil", [cut, damage, empty, strip])
+def test_a_spoilt_file_is_written_anew(folder, count, spoil):
+    model = network()
+    expected = predicted(model)
+    (path,) = folder.glob("*.graph")
+    spoil(path)
+    np.testing.assert_array_equal(predicted(model), expected)
+    assert len(count) == 2
+    with zipfile.ZipFile(path) as file:
+        assert file.testzip() is None
+
+
+def test_a_full_disk_fails_nothing(folder, count, monkeypatch):
+    def full(*arguments, **settings):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(graphs.os, "replace", full)
+    model = network()
+    np.testing.assert_array_equal(predicted(model), predicted(model))
+    assert len(count) == 2
+    assert not list(folder.iterdir())
+
+
+def test_nothing_is_kept_where_that_is_switched_off(tmp_path, monkeypatch, count):
+    monkeypatch.setenv(compile_cache.VARIABLE, "off")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    model = network()
+    np.testing.assert_array_equal(predicted(model), predicted(model))
+    assert len(count) == 2
+    assert not list(tmp_path.iterdir())
