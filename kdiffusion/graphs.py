@@ -13,8 +13,10 @@ import functools
 import hashlib
 import json
 import os
+import sys
 import tempfile
 import threading
+import types
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -23,6 +25,9 @@ from typing import Any, NamedTuple
 import keras
 
 from kdiffusion import compile_cache, processor
+
+# Packages whose code the versions in a graph's name tell of, as Python's own.
+_OURS = ("kdiffusion", "keras", "tensorflow", "weights_conversion")
 
 # Functions of layers in the graph that is being traced, if one is, see `compilation.trace_once`.
 shared: contextvars.ContextVar[dict | None] = contextvars.ContextVar("shared", default=None)
@@ -93,10 +98,15 @@ def identity_of(function: Callable, model: keras.Model) -> str | None:
 
     Returns:
         The same text for the same computation also in other processes. `None` if there is code in
-        it that is neither this library's nor Keras's.
+        it that is neither this library's nor Keras's, such as a layer of somebody's own or a
+        function in place of one of these.
     """
     layers = model._flatten_layers()
-    if not (_is_named(function) and all(map(_is_known, layers))):
+    modules = [module for name, module in sys.modules.items() if name.startswith("kdiffusion.")]
+    classes = {base for layer in layers for base in type(layer).__mro__}
+    named = _is_ours(function.__module__) and function.__qualname__.isidentifier()
+    as_written = all(map(_is_as_written, (keras.ops, *modules, *classes)))
+    if not (named and as_written and all(map(_is_known, layers))):
         return None
     parts = [f"{function.__module__}.{function.__qualname__}"]
     with contextlib.suppress(TypeError):  # JSON's, of a setting that has no text
@@ -104,17 +114,20 @@ def identity_of(function: Callable, model: keras.Model) -> str | None:
     return None
 
 
-def _is_named(function):
-    return _is_ours(function.__module__) and function.__qualname__.isidentifier()
-
-
 def _is_known(layer):
     own = _is_ours(type(layer).__module__) and not isinstance(layer, keras.layers.Lambda)
     return own and "call" not in vars(layer)
 
 
+def _is_as_written(namespace):
+    """Whether nobody has put a function of their own into a module or a class."""
+    functions = (x for x in vars(namespace).values() if isinstance(x, types.FunctionType))
+    return all(_is_ours(function.__module__) for function in functions)
+
+
 def _is_ours(module):
-    return module.partition(".")[0] in ("kdiffusion", "keras")
+    root = module.partition(".")[0]
+    return root in _OURS or root in sys.stdlib_module_names
 
 
 def _settings(layer):
@@ -231,7 +244,7 @@ def _surroundings() -> str:
         code.update(f"{path.relative_to(root)}\n".encode() + path.read_bytes())
     settings = (keras.config.floatx(), keras.config.image_data_format())
     versions = (tf.version.VERSION, keras.version())
-    return repr((code.hexdigest(), versions, settings, processor.has_bfloat16()))
+    return repr((code.hexdigest(), versions, sys.version, settings, processor.has_bfloat16()))
 
 
 def _read(path: Path) -> Graph | None:

@@ -10,7 +10,9 @@ from keras import ops
 
 from kdiffusion import backend, compile_cache, generation, graphs
 from kdiffusion.generation import Program
+from kdiffusion.models import attention
 from kdiffusion.models.diffusion_model import DiffusionModel
+from kdiffusion.models.norms import GroupNorm
 from kdiffusion.presets import DiffusionArchitecture
 
 if backend.name() != "tensorflow" or backend.on_accelerator():
@@ -173,6 +175,16 @@ def test_a_changed_method_has_no_identity():
     model = network()
     assert graphs.identity_of(generation.denoise, model) is not None
     model.get_layer("last").call = lambda x: x
+    assert graphs.identity_of(generation.denoise, model) is None
+
+
+@pytest.mark.parametrize(
+    "place, name", [(attention, "attend"), (GroupNorm, "call"), (ops, "gelu")], ids=str
+)
+def test_a_function_in_place_of_another_has_no_identity(monkeypatch, place, name):
+    model, genuine = unet(), getattr(place, name)
+    assert graphs.identity_of(generation.denoise, model) is not None
+    monkeypatch.setattr(place, name, lambda *arguments: genuine(*arguments))
     assert graphs.identity_of(generation.denoise, model) is None
 
 

@@ -9,7 +9,8 @@ from keras import ops
 
 from kdiffusion import backend, compilation
 from kdiffusion.models import kernels
-from kdiffusion.models.layers import Convolution, LayerNorm, Upsample
+from kdiffusion.models.layers import Convolution, Upsample
+from kdiffusion.models.norms import LayerNorm
 
 
 @pytest.fixture(params=["plain", "fused"])

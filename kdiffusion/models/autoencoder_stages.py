@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from kdiffusion.models.attention import SpatialAttention
-from kdiffusion.models.layers import GroupNorm, ResnetBlock
+from kdiffusion.models.layers import ResnetBlock
+from kdiffusion.models.norms import GroupNorm
 
 # Every group normalization of the autoencoder; the original implementation's value, ten times
 # smaller than the U-Net's.

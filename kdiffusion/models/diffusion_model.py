@@ -8,7 +8,6 @@ from kdiffusion.models.attention import SpatialTransformer
 from kdiffusion.models.base import ArchitectureModel
 from kdiffusion.models.layers import (
     Downsample,
-    GroupNorm,
     LabelEmbedding,
     ResnetBlock,
     SkipConnection,
@@ -16,6 +15,7 @@ from kdiffusion.models.layers import (
     Upsample,
     conv2d,
 )
+from kdiffusion.models.norms import GroupNorm
 from kdiffusion.presets import DiffusionArchitecture
 
 

@@ -7,7 +7,8 @@ from keras import ops
 
 from kdiffusion.models.base import ArchitectureModel
 from kdiffusion.models.encoder_layer import EncoderLayer
-from kdiffusion.models.layers import Block, LayerNorm
+from kdiffusion.models.layers import Block
+from kdiffusion.models.norms import LayerNorm
 from kdiffusion.presets import TextEncoderArchitecture
 
 _serializable = keras.saving.register_keras_serializable(package="kdiffusion")

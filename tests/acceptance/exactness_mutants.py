@@ -11,7 +11,8 @@ from keras import ops
 from kdiffusion.models import attention
 from kdiffusion.models.attention import SpatialTransformer
 from kdiffusion.models.encoder_layer import EncoderLayer
-from kdiffusion.models.layers import Downsample, GroupNorm, TimeEmbedding
+from kdiffusion.models.layers import Downsample, TimeEmbedding
+from kdiffusion.models.norms import GroupNorm
 
 
 @contextmanager
