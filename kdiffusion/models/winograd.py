@@ -32,7 +32,7 @@ _WORTH_COMPILING = 2**31
 
 # Bytes that are there at a time: of a transformed kernel, above which points go through row by row,
 # and of transformed inputs and products, above which rows of tiles go through in strips.
-_MAX_KERNEL, _MAX_TILES = 2**26, 2**25
+_MAX_KERNEL, _MAX_TILES = 2**28, 2**25
 
 _SIZE, _TILE = 4, 6
 _POINTS = (0.0, 0.625, -0.625, 1.5, -1.5)
