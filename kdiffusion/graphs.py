@@ -78,6 +78,10 @@ class PlainGraph:
                 self._loaded[key] = loaded(self._graph(packed, key))
         return self._loaded[key](*leaves)
 
+    def __len__(self):
+        """How many graphs there are by now."""
+        return len(self._loaded)
+
     def _graph(self, arguments, key):
         identity = self._identity()
         path = None if identity is None else _path(f"{identity}\n{key}")
