@@ -1,5 +1,6 @@
 """Plain TensorFlow graphs, read from their bytes and kept between runs."""
 
+import functools
 import json
 import zipfile
 
@@ -33,7 +34,13 @@ def folder(tmp_path, monkeypatch):
 def count(monkeypatch):
     """How many functions were traced, as the length of a list."""
     functions, genuine = [], graphs.traced
-    monkeypatch.setattr(graphs, "traced", lambda f, a: functions.append(f) or genuine(f, a))
+
+    @functools.wraps(genuine)  # else it would be code of others, and nothing would be kept
+    def traced(function, arguments):
+        functions.append(function)
+        return genuine(function, arguments)
+
+    monkeypatch.setattr(graphs, "traced", traced)
     return functions
 
 
@@ -148,9 +155,11 @@ def test_other_shapes_and_other_code_are_other_graphs(folder, count, monkeypatch
     predicted(model)
     predicted(model, np.ones((2, 3), np.float32))
     assert len(count) == 2
-    monkeypatch.setattr(graphs, "_surroundings", lambda: "a later version")
+    later = functools.wraps(graphs._surroundings)(lambda: "a later version")
+    monkeypatch.setattr(graphs, "_surroundings", later)
     predicted(model)
     assert len(count) == 3
+    assert len(list(folder.glob("*.graph"))) == 3
 
 
 class Own(keras.layers.Dense):
