@@ -75,22 +75,24 @@ class PlainGraph:
         with self._lock:
             if key not in self._loaded:
                 packed = keras.tree.pack_sequence_as(arguments, leaves)
-                self._loaded[key] = loaded(self._graph(packed, key))
+                self._loaded[key] = self._load(packed, key)
         return self._loaded[key](*leaves)
 
     def __len__(self):
         """How many graphs there are by now."""
         return len(self._loaded)
 
-    def _graph(self, arguments, key):
+    def _load(self, arguments, key):
         identity = self._identity()
         path = None if identity is None else _path(f"{identity}\n{key}")
-        graph = path and _read(path)
-        if not graph:
-            graph = traced(self._function, arguments)
-            if path and not graph.captured:
-                _write(path, graph)
-        return graph
+        # Whatever is wrong with a file, the graph is traced instead.
+        with contextlib.suppress(Exception):
+            if path:
+                return loaded(_read(path))
+        graph = traced(self._function, arguments)
+        if path and not graph.captured:
+            _write(path, graph)
+        return loaded(graph)
 
 
 def identity_of(function: Callable, model: keras.Model) -> str | None:
@@ -106,7 +108,7 @@ def identity_of(function: Callable, model: keras.Model) -> str | None:
         function in place of one of these.
     """
     layers = model._flatten_layers()
-    modules = [module for name, module in sys.modules.items() if name.startswith("kdiffusion.")]
+    modules = [module for name, module in [*sys.modules.items()] if name.startswith("kdiffusion.")]
     classes = {base for layer in layers for base in type(layer).__mro__}
     named = _is_ours(function.__module__) and function.__qualname__.isidentifier()
     as_written = all(map(_is_as_written, (keras.ops, *modules, *classes)))
@@ -130,7 +132,7 @@ def _is_as_written(namespace):
 
 
 def _is_ours(module):
-    root = module.partition(".")[0]
+    root = str(module).partition(".")[0]  # a function that was made at run time may have none
     return root in _OURS or root in sys.stdlib_module_names
 
 
@@ -230,40 +232,44 @@ def loaded(graph: Graph) -> Callable:
 
 def _path(text: str) -> Path | None:
     """Where the graph that a text tells all of is kept, if graphs are kept."""
-    folder = compile_cache.folder()
-    if folder is None:
+    folder, surroundings = compile_cache.folder(), _surroundings()
+    if folder is None or surroundings is None:
         return None
-    digest = hashlib.sha256(f"{_surroundings()}\n{text}".encode()).hexdigest()
+    digest = hashlib.sha256(f"{surroundings}\n{text}".encode()).hexdigest()
     return folder / f"{digest}.graph"
 
 
 @functools.cache
-def _surroundings() -> str:
-    """What else a graph depends on: the code, and what it asks the machine."""
+def _surroundings() -> str | None:
+    """What else a graph depends on: the code, if it can be read, and what it asks the machine."""
     import tensorflow as tf
 
     root = Path(__file__).parent
     code = hashlib.sha256()
-    for path in sorted(root.rglob("*.py")):
-        code.update(f"{path.relative_to(root)}\n".encode() + path.read_bytes())
+    try:
+        for path in sorted(root.rglob("*.py")):
+            code.update(f"{path.relative_to(root)}\n".encode() + path.read_bytes())
+        Path(__file__).read_bytes()  # none were found in an archive
+    except OSError:
+        return None
     settings = (keras.config.floatx(), keras.config.image_data_format())
     versions = (tf.version.VERSION, keras.version())
     return repr((code.hexdigest(), versions, sys.version, settings, processor.has_bfloat16()))
 
 
-def _read(path: Path) -> Graph | None:
+def _read(path: Path) -> Graph:
     import tensorflow as tf
 
-    # Whatever is wrong with the file, the graph is traced instead.
-    with contextlib.suppress(Exception), zipfile.ZipFile(path) as file:
+    with zipfile.ZipFile(path) as file:
         signature = json.loads(file.read("signature.json"))
         definition = tf.compat.v1.GraphDef.FromString(file.read("graph.pb"))
-        return Graph(definition, **signature)
-    return None
+    return Graph(definition, **signature)
 
 
 def _write(path: Path, graph: Graph) -> None:
     signature = {name: getattr(graph, name) for name in ("inputs", "outputs", "structure")}
+    if json.loads(json.dumps(signature)) != signature:
+        return  # outputs in a tuple, say, which would come back as a list
     # A full disk must not fail a run.
     with contextlib.suppress(OSError):
         handle, temporary = tempfile.mkstemp(dir=path.parent)

@@ -217,7 +217,24 @@ def strip(path):
         file.writestr("graph.pb", b"")
 
 
-@pytest.mark.parametrize("spoil", [cut, damage, empty, strip])
+def exchange(path):
+    with zipfile.ZipFile(path) as file:
+        signature = file.read("signature.json")
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("signature.json", signature)
+        file.writestr("graph.pb", b"")
+
+
+def test_what_json_cannot_tell_is_not_kept(folder):
+    run = graphs.PlainGraph(lambda x: (x, {"twice": 2.0 * x}), lambda: "a pair")
+    for _ in range(2):
+        result = run(np.ones(2, np.float32))
+        assert isinstance(result, tuple)
+        np.testing.assert_array_equal(result[1]["twice"], [2.0, 2.0])
+    assert not list(folder.iterdir())
+
+
+@pytest.mark.parametrize("spoil", [cut, damage, empty, strip, exchange])
 def test_a_spoilt_file_is_written_anew(folder, count, spoil):
     model = network()
     expected = predicted(model)

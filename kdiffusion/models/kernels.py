@@ -17,7 +17,7 @@ from kdiffusion import backend, compilation
 # a CPU as the convolutions of oneDNN and XLA, which first bring the kernel into another order.
 _FEW_POSITIONS = 128
 
-# Positions of a feature map that are summed up at a time on a CPU.
+# Positions of a feature map that are summed up at a time.
 _RUN = 32
 
 

@@ -147,6 +147,7 @@ class Convolution(keras.layers.Conv2D):
         if same_size and kernels.is_small(inputs):
             return kernels.convolve_small(inputs, kernel)
         if same_size and winograd.pays(inputs, kernel):
+            # Keras adds the bias.
             return winograd.convolve(inputs, kernel, ops.zeros(self.filters))
         return super().convolution_op(inputs, kernel)
 

@@ -149,7 +149,7 @@ def _convolve(x, kernel, bias, parities, finish=None, *values):
     batch, height, width, channels = x.shape
     filters, scale = kernel.shape[-1], len(parities)
     high, wide = (_SIZE * -(-side // _SIZE) for side in (height, width))
-    columns = (1, 1 + wide - width)
+    sides = (1, 1 + wide - width)
     kernel = compilation.after(kernel, x)
     pairs = [(rows, columns) for rows in parities for columns in parities]
     multiplications = [_multiplication(kernel, *pair) for pair in pairs]
@@ -160,7 +160,7 @@ def _convolve(x, kernel, bias, parities, finish=None, *values):
     surround = compilation.fuse(_surround)
     if strips == 1:
         rows = (1, 1 + high - height)
-        strip = surround(x, None, rows, columns, finish, *values)
+        strip = surround(x, None, rows, sides, finish, *values)
         result = _convolve_strip(strip, multiplications, bias)
     else:
         rows = high // strips
@@ -169,7 +169,7 @@ def _convolve(x, kernel, bias, parities, finish=None, *values):
             places = rows * i + ops.arange(-1, rows + 1)
             inside = ops.cast(places == ops.clip(places, 0, height - 1), x.dtype)
             strip = ops.take(x, ops.clip(places, 0, height - 1), axis=1)
-            strip = surround(strip, inside, (0, 0), columns, finish, *values)
+            strip = surround(strip, inside, (0, 0), sides, finish, *values)
             return _convolve_strip(strip, multiplications, bias)
 
         shape = (batch, scale * rows, scale * wide, filters)
