@@ -12,7 +12,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from kdiffusion import backend, compilation, generation, images
+from kdiffusion import backend, compilation, generation, images, kernel_files
 from kdiffusion.generation import Program
 from kdiffusion.noise import NoiseStream, noise_stream
 from kdiffusion.presets import DiffusionArchitecture
@@ -83,6 +83,7 @@ class Components(abc.ABC):
         preset: str | os.PathLike,
         dtype: Any = None,
     ):
+        kernel_files.folder()  # TensorFlow is told of it before it does anything
         self.img_height, self.img_width = images.check_size(img_height, img_width, self._multiple)
         self.preset = preset
         self.dtype_policy = keras.dtype_policies.get(dtype or keras.config.dtype_policy())

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from kdiffusion import backend, compilation, graphs, images
+from kdiffusion import backend, compilation, graph_files, images
 from kdiffusion.noise import NoiseStream
 from kdiffusion.sampling import loop
 from kdiffusion.sampling.guidance import Guidance, classifier_free
@@ -105,7 +105,7 @@ class Program:
         return self._compiled[key](backend.weights_of(model), *tensors)
 
     def _identity(self):
-        return graphs.identity_of(self._function, self._model)
+        return graph_files.identity_of(self._function, self._model)
 
     def _traceable(self):
         """A new function each time: JAX shares traces between equal functions, as methods are."""

@@ -14,18 +14,32 @@ _BFLOAT16 = {"avx512_bf16", "amx_bf16"}
 _ONEDNN = ("amx_", "avx_vnni", "avx512_bf16", "avx512_vnni")
 
 
+@functools.cache
+def flags(information: Path = _INFORMATION) -> set[str]:
+    """What an x86 processor can do; nothing if that is not known.
+
+    Args:
+        information: file in the form of `/proc/cpuinfo`.
+    """
+    try:
+        line = re.search(r"^flags\s*:(.*)$", information.read_text("utf-8"), re.MULTILINE)
+    except OSError:
+        return set()
+    return set(line[1].split()) if line else set()
+
+
 def has_bfloat16(information: Path = _INFORMATION) -> bool:
     """Whether an x86 processor is known to have bfloat16 arithmetic.
 
     Args:
         information: file in the form of `/proc/cpuinfo`.
     """
-    return bool(_BFLOAT16 & _flags(information))
+    return bool(_BFLOAT16 & flags(information))
 
 
 def warn_without_bfloat16(information: Path = _INFORMATION) -> None:
     """Warn on an x86 processor that has no bfloat16 arithmetic; others do not list flags."""
-    if _flags(information) and not has_bfloat16(information):
+    if flags(information) and not has_bfloat16(information):
         warnings.warn(
             "This processor has no bfloat16 arithmetic (neither avx512_bf16 nor amx_bf16), so a "
             "dtype policy that computes in 'bfloat16' is slower here than 'float32'. It still "
@@ -36,21 +50,12 @@ def warn_without_bfloat16(information: Path = _INFORMATION) -> None:
 
 def warn_without_onednn(information: Path = _INFORMATION) -> None:
     """Warn if TensorFlow was loaded before kdiffusion could ask it to use oneDNN's kernels."""
-    flags = _flags(information)
-    used = any(flag.startswith(_ONEDNN) for flag in flags)
-    if flags and not used and "TF_ENABLE_ONEDNN_OPTS" not in os.environ:
+    known = flags(information)
+    used = any(flag.startswith(_ONEDNN) for flag in known)
+    if known and not used and "TF_ENABLE_ONEDNN_OPTS" not in os.environ:
         warnings.warn(
             "TensorFlow was loaded without oneDNN's kernels, which take half the time on this "
             "processor. Import kdiffusion before Keras and TensorFlow, or set the environment "
             "variable TF_ENABLE_ONEDNN_OPTS to 1 (0 to do without).",
             stacklevel=1,
         )
-
-
-@functools.cache
-def _flags(information):
-    try:
-        flags = re.search(r"^flags\s*:(.*)$", information.read_text("utf-8"), re.MULTILINE)
-    except OSError:
-        return set()
-    return set(flags[1].split()) if flags else set()

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from keras import ops
 
-from kdiffusion import backend, compile_cache, generation, graphs
+from kdiffusion import backend, compile_cache, generation, graph_files, graphs
 from kdiffusion.generation import Program
 from kdiffusion.models import attention
 from kdiffusion.models.diffusion_model import DiffusionModel
@@ -103,13 +103,19 @@ def test_variables_are_read_when_a_graph_runs():
 
 def test_functions_bear_names_that_tell_graphs_apart():
     def names(function):
-        graph = graphs.traced(function, (tf.ones(2),)).definition
-        called = {node.attr["f"].func.name for node in graph.node if "f" in node.attr}
-        assert called == {f.signature.name for f in graph.library.function}
-        return called
+        graph = graphs.traced(function, (tf.ones(2),))
+        functions = graph.definition.library.function
+        names = {function.signature.name for function in functions}
+        called = {n.attr["f"].func.name for f in functions for n in f.node_def if "f" in n.attr}
+        assert names == called | {graph.main}
+        return names
 
-    one, other = names(lambda x: x + 1.0), names(lambda x: x + 2.0)
-    assert one and other and not one & other
+    def nested(x):
+        return tf.function(lambda y: y * 2.0)(x) + 1.0
+
+    one, other, third = names(lambda x: x + 1.0), names(lambda x: x + 2.0), names(nested)
+    assert len(one) == len(other) == 1 and len(third) == 2
+    assert not one & other | one & third | other & third
 
 
 def test_a_kept_graph_is_not_traced_again(folder, count):
@@ -137,7 +143,7 @@ def test_another_computation_is_another_graph(folder, count, settings, traced):
 
 def test_whatever_a_network_computes_is_in_its_identity():
     def identity(model):
-        return graphs.identity_of(generation.denoise, model)
+        return graph_files.identity_of(generation.denoise, model)
 
     plain, changed = unet(), unet()
     assert identity(plain) == identity(changed) == identity(unet(initialize=False))
@@ -145,7 +151,7 @@ def test_whatever_a_network_computes_is_in_its_identity():
         assert identity(unet(**fields)) != identity(plain)
     assert identity(unet(dtype="mixed_bfloat16")) != identity(plain)
     assert identity(unet(gradient_checkpointing=True)) != identity(plain)
-    assert graphs.identity_of(generation.sample, plain) != identity(plain)
+    assert graph_files.identity_of(generation.sample, plain) != identity(plain)
     changed.get_layer("down_1_transformer_0").blocks[0].norm2.epsilon = 0.5
     assert identity(changed) != identity(plain)
 
@@ -155,8 +161,8 @@ def test_other_shapes_and_other_code_are_other_graphs(folder, count, monkeypatch
     predicted(model)
     predicted(model, np.ones((2, 3), np.float32))
     assert len(count) == 2
-    later = functools.wraps(graphs._surroundings)(lambda: "a later version")
-    monkeypatch.setattr(graphs, "_surroundings", later)
+    later = functools.wraps(graph_files._surroundings)(lambda: "a later version")
+    monkeypatch.setattr(graph_files, "_surroundings", later)
     predicted(model)
     assert len(count) == 3
     assert len(list(folder.glob("*.graph"))) == 3
@@ -177,14 +183,14 @@ class Own(keras.layers.Dense):
     ids=["layer", "lambda", "function", "other library"],
 )
 def test_code_of_others_has_no_identity(model, function):
-    assert graphs.identity_of(function, model) is None
+    assert graph_files.identity_of(function, model) is None
 
 
 def test_a_changed_method_has_no_identity():
     model = network()
-    assert graphs.identity_of(generation.denoise, model) is not None
+    assert graph_files.identity_of(generation.denoise, model) is not None
     model.get_layer("last").call = lambda x: x
-    assert graphs.identity_of(generation.denoise, model) is None
+    assert graph_files.identity_of(generation.denoise, model) is None
 
 
 @pytest.mark.parametrize(
@@ -192,9 +198,9 @@ def test_a_changed_method_has_no_identity():
 )
 def test_a_function_in_place_of_another_has_no_identity(monkeypatch, place, name):
     model, genuine = unet(), getattr(place, name)
-    assert graphs.identity_of(generation.denoise, model) is not None
+    assert graph_files.identity_of(generation.denoise, model) is not None
     monkeypatch.setattr(place, name, lambda *arguments: genuine(*arguments))
-    assert graphs.identity_of(generation.denoise, model) is None
+    assert graph_files.identity_of(generation.denoise, model) is None
 
 
 def cut(path):
@@ -202,8 +208,10 @@ def cut(path):
 
 
 def damage(path):
+    with zipfile.ZipFile(path) as file:
+        part = file.getinfo("graph.pb")
     content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 0xFF
+    content[part.header_offset + 30 + len(part.filename) + part.compress_size // 2] ^= 0xFF
     path.write_bytes(content)
 
 
@@ -213,15 +221,17 @@ def empty(path):
 
 def strip(path):
     with zipfile.ZipFile(path, "w") as file:
-        file.writestr("signature.json", json.dumps({"inputs": []}))
+        file.writestr("signature.json", json.dumps({"main": ""}))
+        file.writestr("kernels.json", "{}")
         file.writestr("graph.pb", b"")
 
 
 def exchange(path):
     with zipfile.ZipFile(path) as file:
-        signature = file.read("signature.json")
+        signature, kernels = file.read("signature.json"), file.read("kernels.json")
     with zipfile.ZipFile(path, "w") as file:
         file.writestr("signature.json", signature)
+        file.writestr("kernels.json", kernels)
         file.writestr("graph.pb", b"")
 
 
@@ -250,7 +260,7 @@ def test_a_full_disk_fails_nothing(folder, count, monkeypatch):
     def full(*arguments, **settings):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(graphs.os, "replace", full)
+    monkeypatch.setattr(graph_files.os, "replace", full)
     model = network()
     np.testing.assert_array_equal(predicted(model), predicted(model))
     assert len(count) == 2
