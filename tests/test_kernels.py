@@ -82,6 +82,22 @@ def test_small_feature_maps_are_convolved_the_same(monkeypatch, batch, height, w
     np.testing.assert_allclose(as_product, ops.convert_to_numpy(layer(x)), rtol=1e-4, atol=1e-3)
 
 
+@pytest.mark.parametrize("filters, dtype", [(3, "float32"), (4, "float32"), (3, "bfloat16")])
+def test_many_channels_are_convolved_to_few_the_same(monkeypatch, filters, dtype):
+    """Nine products of each filter pay where channels are no fewer, 27 here."""
+    layer = Convolution(filters, 3, padding="same", data_format="channels_last", dtype=dtype)
+    x = numbers(2, 9, 8, 27)
+    layer.build(x.shape)
+    layer.set_weights([numbers(3, 3, 27, filters), numbers(filters)])
+    paying = (filters, dtype) == (3, "float32") and not backend.on_accelerator()
+    x = ops.cast(x, dtype)
+    assert kernels.yields_few(x, layer.kernel) == paying
+    as_product = ops.convert_to_numpy(ops.cast(layer(x), "float32"))
+    monkeypatch.setattr(kernels, "yields_few", lambda x, kernel: False)
+    plain = ops.convert_to_numpy(ops.cast(layer(x), "float32"))
+    np.testing.assert_allclose(as_product, plain, rtol=1e-4, atol=1e-3)
+
+
 def test_only_same_size_convolutions_of_3x3_are_products(monkeypatch):
     products = []
     genuine = kernels.convolve_small

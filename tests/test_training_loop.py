@@ -345,7 +345,8 @@ def test_a_signal_ends_the_step_and_saves(tmp_path, capfd, number, code):
     with pytest.raises(SystemExit) as exit_:
         make(tmp_path, data=Signalling()).run(100)
     assert exit_.value.code == code
-    assert checkpoints.newest(tmp_path).step == 4
+    # Batches are made ahead, in another thread, so the signal comes one or two steps before or after.
+    assert 2 <= checkpoints.newest(tmp_path).step <= 6
     assert "once more to stop at once" in capfd.readouterr().err
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 

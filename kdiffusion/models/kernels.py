@@ -7,6 +7,10 @@ everywhere.
 
 from __future__ import annotations
 
+import functools
+import itertools
+import operator
+
 import keras
 from keras import ops
 
@@ -125,6 +129,49 @@ def convolve_small(x, kernel):
     patches = ops.reshape(patches, (-1, 9 * channels))
     product = ops.matmul(patches, ops.reshape(kernel, (9 * channels, -1)))
     return ops.reshape(product, (-1, height, width, kernel.shape[-1]))
+
+
+def yields_few(x, kernel):
+    """Whether `convolve_to_few` pays, as far as shapes are known: nine products for each filter.
+
+    They would be rounded one by one in half precision.
+    """
+    channels, filters = kernel.shape[2:]
+    return (
+        None not in x.shape[1:3]
+        and 9 * filters <= channels
+        and keras.backend.standardize_dtype(x.dtype) == "float32"
+        and not backend.on_accelerator()
+    )
+
+
+def convolve_to_few(x, kernel):
+    """3x3 convolution of stride 1 that keeps the size, of many channels to a picture's few.
+
+    Each position is multiplied by all nine parts of the kernel, as one matrix product, and the
+    products are summed where they belong. Convolutions of oneDNN copy each position nine times.
+
+    Args:
+        x: (batch, height, width, channels).
+        kernel: (3, 3, channels, filters).
+
+    Returns:
+        (batch, height, width, filters).
+    """
+    parts = ops.reshape(ops.transpose(kernel, (2, 0, 1, 3)), (kernel.shape[2], -1))
+    return compilation.fuse(_sum_of_neighbours)(ops.matmul(x, parts))
+
+
+def _sum_of_neighbours(products):
+    """(batch, height, width, 9 * filters) → (batch, height, width, filters)."""
+    _, height, width, channels = products.shape
+    padded = ops.pad(products, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    parts = ops.split(padded, 9, axis=-1)
+    shifted = [
+        part[:, i : i + height, j : j + width]
+        for part, (i, j) in zip(parts, itertools.product(range(3), repeat=2))
+    ]
+    return functools.reduce(operator.add, shifted)
 
 
 def are_many(x):

@@ -146,6 +146,8 @@ class Convolution(keras.layers.Conv2D):
         same_size = (self.kernel_size, self.strides, self.padding) == ((3, 3), (1, 1), "same")
         if same_size and kernels.is_small(inputs):
             return kernels.convolve_small(inputs, kernel)
+        if same_size and kernels.yields_few(inputs, kernel):
+            return kernels.convolve_to_few(inputs, kernel)
         if same_size and winograd.pays(inputs, kernel):
             # Keras adds the bias.
             return winograd.convolve(inputs, kernel, ops.zeros(self.filters))
