@@ -345,7 +345,7 @@ def test_a_signal_ends_the_step_and_saves(tmp_path, capfd, number, code):
     with pytest.raises(SystemExit) as exit_:
         make(tmp_path, data=Signalling()).run(100)
     assert exit_.value.code == code
-    # Batches are made ahead, in another thread, so the signal comes one or two steps before or after.
+    # Batches are made ahead in another thread, so the signal comes a step or two off.
     assert 2 <= checkpoints.newest(tmp_path).step <= 6
     assert "once more to stop at once" in capfd.readouterr().err
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
