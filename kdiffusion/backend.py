@@ -19,6 +19,9 @@ from kdiffusion import processor
 # Bytes; what XLA asks for, and a multiple of what Eigen and oneDNN do.
 _ALIGNMENT = 64
 
+# Bytes; a feature map of 512x512 and 128 channels.
+_REGION = 2**27
+
 
 def name() -> str:
     """The Keras backend in use.
@@ -48,6 +51,18 @@ def on_accelerator() -> bool:
     import tensorflow as tf
 
     return bool(tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("TPU"))
+
+
+def reserve_memory() -> None:
+    """Let TensorFlow's allocator on the CPU begin with a large region, which is not touched.
+
+    Its regions double from 2 MiB on. In the many small ones that the first feature maps leave no
+    larger one finds a place: a picture of 512x512 took 0.12 GB more.
+    """
+    if name() == "tensorflow" and not on_accelerator():
+        import tensorflow as tf
+
+        tf.raw_ops.Empty(shape=(_REGION,), dtype=tf.uint8)
 
 
 def has_flash_attention() -> bool:

@@ -18,7 +18,7 @@ from kdiffusion.noise import NoiseStream, noise_stream
 from kdiffusion.presets import DiffusionArchitecture
 from kdiffusion.sampling.levels import Spacing
 from kdiffusion.sampling.schedule import Schedule
-from kdiffusion.sources import PartsSource, Source, open_source
+from kdiffusion.sources import Built, PartsSource, Source, ignore, open_source
 from kdiffusion.tiling import MAX_CELLS, decode_in_tiles
 from kdiffusion.tokenizer import SimpleTokenizer
 from kdiffusion.weights import rebuilt
@@ -42,15 +42,17 @@ class Component:
         self.attribute = f"_{name}"
 
     def __get__(self, instance, owner=None):
-        if instance is None:
-            return self
-        if getattr(instance, self.attribute) is None:
-            model = instance._source.model(self.kind, instance.dtype_policy)
-            setattr(instance, self.attribute, model)
-        return getattr(instance, self.attribute)
+        return self if instance is None else self.load(instance)
 
     def __set__(self, instance, model):
         setattr(instance, self.attribute, model)
+
+    def load(self, instance: Components, built: Built = ignore) -> Any:
+        """The network; if it has to be loaded, `built` is called before its weights are read."""
+        if getattr(instance, self.attribute) is None:
+            model = instance._source.model(self.kind, instance.dtype_policy, built)
+            setattr(instance, self.attribute, model)
+        return getattr(instance, self.attribute)
 
 
 class Components(abc.ABC):
@@ -84,6 +86,7 @@ class Components(abc.ABC):
         dtype: Any = None,
     ):
         kernel_files.folder()  # TensorFlow is told of it before it does anything
+        backend.reserve_memory()
         self.img_height, self.img_width = images.check_size(img_height, img_width, self._multiple)
         self.preset = preset
         self.dtype_policy = keras.dtype_policies.get(dtype or keras.config.dtype_policy())
@@ -184,6 +187,20 @@ class Components(abc.ABC):
             ValueError: If its inputs are not those that this class gives it.
         """
 
+    def _load(self, name: str, built: Built) -> Any:
+        """The attribute `name`, see `Component.load`."""
+        return getattr(type(self), name).load(self, built)
+
+    def _architecture(self, name: str) -> Any:
+        """The architecture record of the attribute `name`, which is not loaded for it."""
+        model = getattr(self, f"_{name}")
+        if model is None:
+            return self._source.architecture(getattr(type(self), name).kind)
+        return model.architecture
+
+    def _prepare_decoding(self, shape: tuple[int, ...]) -> None:
+        """What can be done for the decoding of (batch, height, width, channels) beforehand."""
+
     @property
     def schedule(self) -> Schedule:
         """The schedule that the diffusion model was trained with."""
@@ -260,6 +277,11 @@ class LatentComponents(Components):
         height, width = images.check_size(height, width, codec.downsampling)
         return height // codec.downsampling, width // codec.downsampling, codec.latent_channels
 
+    def _prepare_decoding(self, shape):
+        if shape[1] * shape[2] <= MAX_CELLS:
+            latents = ops.zeros((1, *shape[1:]))
+            self._decode_program.prepare(self.decoder, latents)
+
     def _decode_picture(self, latents):
         def decode(part):
             return self._decode_one(self.decoder, part)
@@ -335,8 +357,9 @@ class TextComponents(LatentComponents):
         rows = self.tokenizer.rows([prompt] if isinstance(prompt, str) else prompt)
         if not len(rows):
             raise ValueError("`prompt` must be a text or a list of texts. Received: an empty list")
-        tokens = ops.convert_to_tensor(rows, "int32")
-        return ops.convert_to_numpy(self._encode_text_program(self.text_encoder, tokens))
+        tokens, program = ops.convert_to_tensor(rows, "int32"), self._encode_text_program
+        encoder = self._load("text_encoder", lambda model: program.prepare(model, tokens))
+        return ops.convert_to_numpy(program(encoder, tokens))
 
 
 def _encode_text(model, tokens):

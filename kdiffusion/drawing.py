@@ -63,10 +63,10 @@ def denoised(
         guidance,
         streams,
     )
-    return generation.sample(
-        components._denoise_program,
-        components.diffusion_model,
-        run,
-        settings.watcher(),
-        settings.resume,
+    program = components._denoise_program
+    # Both get ready while the larger network's weights are read.
+    components._prepare_decoding(run.latents.shape)
+    network = components._load(
+        "diffusion_model", lambda model: generation.prepare(program, model, run)
     )
+    return generation.sample(program, network, run, settings.watcher(), settings.resume)

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from kdiffusion import backend, compilation, graph_files, images
+from kdiffusion import backend, compilation, graph_files, graphs, images
 from kdiffusion.noise import NoiseStream
 from kdiffusion.sampling import loop
 from kdiffusion.sampling.guidance import Guidance, classifier_free
@@ -96,13 +96,27 @@ class Program:
         self._model: Any = None
 
     def __call__(self, model: keras.Model, *tensors):
+        return self._compiled_for(model)(backend.weights_of(model), *tensors)
+
+    def prepare(self, model: keras.Model, *tensors) -> None:
+        """Begin, in a thread, what a call with such tensors needs to begin with, where that pays.
+
+        Args:
+            model: the model, whose weights may be unread.
+            tensors: of the right shapes; their values do not matter.
+        """
+        compiled = self._compiled_for(model)
+        if isinstance(compiled, graphs.PlainGraph):
+            compiled.prepare(backend.weights_of(model), *tensors)
+
+    def _compiled_for(self, model):
         self._model = model
         key = (type(model), getattr(model, "architecture", model), model.dtype_policy.name)
         if key not in self._compiled:
             self._compiled[key] = compilation.compile_function(
                 self._traceable(), self._jit_compile, self._identity
             )
-        return self._compiled[key](backend.weights_of(model), *tensors)
+        return self._compiled[key]
 
     def _identity(self):
         return graph_files.identity_of(self._function, self._model)
@@ -162,6 +176,21 @@ def denoise(model, registers, block, start, stop, inputs):
     return loop.run(predict, registers, block, start, stop, constrain)
 
 
+def prepare(program: Program, model: keras.Model, run: Run) -> None:
+    """Begin to make the program ready for the first network call of a run, see `Program.prepare`.
+
+    Args:
+        program: the `Program` of `denoise`.
+        model: the network, whose weights may be unread.
+        run: `Run`; its streams are left as they are.
+    """
+    rows = pack(run.tables, loop.BLOCK)
+    scales = run.guidance.row_scales(rows.steps, run.scales)
+    registers = ops.convert_to_tensor(_start(run.latents).registers)
+    inputs = _network_inputs(run, scales[0])
+    program.prepare(model, registers, _tensors(rows, 0, _no_noise(run)), *_bounds(0, 1), inputs)
+
+
 def sample(
     program: Program,
     model: keras.Model,
@@ -194,20 +223,13 @@ def sample(
     scales = run.guidance.row_scales(rows.steps, run.scales)
     state = resume or _start(run.latents)
     _check_state(state, run.latents.shape, last)
-    plain, guided = (
-        {name: ops.convert_to_tensor(value, "float32") for name, value in inputs.items()}
-        for inputs in (run.inputs, run.guided_inputs)
-    )
     registers = ops.convert_to_tensor(state.registers)
     block, first = None, -1
     for row, stop in _segments(scales, state.row, last, watched=on_step is not None):
         if block is None or row - row % loop.BLOCK != first:
             block, first = _block(rows, run, first, row - row % loop.BLOCK)
-        inputs = plain
-        if scales[row].max() > 1.0:
-            inputs = {**guided, "guidance_scale": ops.convert_to_tensor(scales[row])}
-        bounds = (ops.convert_to_tensor(i - first, "int32") for i in (row, stop))
-        outputs = program(model, registers, block, *bounds, inputs)
+        inputs = _network_inputs(run, scales[row])
+        outputs = program(model, registers, block, *_bounds(row - first, stop - first), inputs)
         registers = outputs["registers"]
         _check_finite(outputs["finite"], stop, last)
         if on_step and (stop == last or steps[stop] != steps[stop - 1]):
@@ -258,15 +280,33 @@ def _block(rows: Rows, run: Run, previous: int, first: int):
     shape = run.latents.shape
     # A resumed run passes over the noise of the blocks that it has behind it.
     drawn = 0 if previous < 0 else previous + loop.BLOCK
-    noise = np.zeros((loop.BLOCK, *shape), np.float32)
+    noise = _no_noise(run)
     for row, image in zip(*np.nonzero(rows.draws_noise[drawn : first + loop.BLOCK])):
         values = run.streams[image].draw(*shape[1:])
         if row + drawn >= first:
             noise[row + drawn - first, image] = values
+    return _tensors(rows, first, noise), first
+
+
+def _no_noise(run):
+    return np.zeros((loop.BLOCK, *run.latents.shape), np.float32)
+
+
+def _tensors(rows, first, noise):
     window = slice(first, first + loop.BLOCK)
     arrays = (rows.timesteps, rows.prediction, rows.next, rows.landing)
-    tensors = (ops.convert_to_tensor(a) for a in (*(array[window] for array in arrays), noise))
-    return loop.Block(*tensors), first
+    return loop.Block(*map(ops.convert_to_tensor, (*(a[window] for a in arrays), noise)))
+
+
+def _bounds(start, stop):
+    return [ops.convert_to_tensor(row, "int32") for row in (start, stop)]
+
+
+def _network_inputs(run, scales):
+    """The tensors beside the latents that the network is given where these are the scales."""
+    guided = scales.max() > 1.0
+    inputs = {**run.guided_inputs, "guidance_scale": scales} if guided else run.inputs
+    return {name: ops.convert_to_tensor(value, "float32") for name, value in inputs.items()}
 
 
 def _check_state(state, shape, last):

@@ -7,9 +7,11 @@ read from its bytes, and a graph whose identity is known is written to the cache
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import contextvars
 import hashlib
+import itertools
 import threading
 from collections.abc import Callable
 
@@ -38,30 +40,61 @@ class PlainGraph:
         self._lock = threading.Lock()
 
     def __call__(self, *arguments):
-        import tensorflow as tf
-
-        paths, values = zip(*keras.tree.flatten_with_path(arguments))
-        leaves = [x if isinstance(x, tf.Variable) else tf.convert_to_tensor(x) for x in values]
-        key = (paths, tuple((isinstance(x, tf.Variable), x.dtype, x.shape) for x in leaves))
+        leaves, key = _flat(arguments)
         with self._lock:
             if key not in self._loaded:
                 packed = keras.tree.pack_sequence_as(arguments, leaves)
-                self._loaded[key] = self._load(packed, key)
+                self._loaded[key] = self._load(packed, self._path(key))
         return self._loaded[key](*leaves)
+
+    def prepare(self, *arguments) -> None:
+        """Begin to load the graph for such arguments, if it is kept, in a thread of its own.
+
+        TensorFlow needs a second or two for a U-Net's, most of it without Python's lock. A call
+        waits until it is done.
+
+        Args:
+            arguments: tensors whose values do not matter, and the variables.
+        """
+        leaves, key = _flat(arguments)
+        path = None if key in self._loaded else self._path(key)
+        if path is not None and path.is_file():
+            threading.Thread(target=self._load_ahead, args=(path, leaves, key)).start()
 
     def __len__(self):
         """How many graphs there are by now."""
         return len(self._loaded)
 
-    def _load(self, arguments, key):
+    def _path(self, key):
         identity = self._identity()
-        path = None if identity is None else graph_files.path_of(f"{identity}\n{key}")
+        return None if identity is None else graph_files.path_of(f"{identity}\n{key}")
+
+    def _load(self, arguments, path):
         # Whatever is wrong with a file, the graph is traced instead.
         with contextlib.suppress(Exception):
             if path:
-                return _kept(path, *graph_files.read(path))
+                graph, kernels = graph_files.read(path)
+                return _kept(path, graph, loaded(graph), kernels)
         graph = traced(self._function, arguments)
-        return _kept(path, graph) if path else loaded(graph)
+        return _kept(path, graph, loaded(graph)) if path else loaded(graph)
+
+    def _load_ahead(self, path, leaves, key):
+        # What does not work here is done by the call.
+        with self._lock, contextlib.suppress(Exception):
+            if key not in self._loaded:
+                graph, kernels = graph_files.read(path)
+                run = loaded(graph)
+                run.instantiate(*leaves)
+                self._loaded[key] = _kept(path, graph, run, kernels)
+
+
+def _flat(arguments):
+    """The tensors and variables of nested arguments, and what a graph has to know of them."""
+    import tensorflow as tf
+
+    paths, values = zip(*keras.tree.flatten_with_path(arguments))
+    leaves = [x if isinstance(x, tf.Variable) else tf.convert_to_tensor(x) for x in values]
+    return leaves, (paths, tuple((isinstance(x, tf.Variable), x.dtype, x.shape) for x in leaves))
 
 
 def traced(function: Callable, arguments: tuple) -> Graph:
@@ -94,7 +127,8 @@ def traced(function: Callable, arguments: tuple) -> Graph:
             options.set_experimental_options({flag: before.get(flag, False)})
 
     concrete = tf.function(call, autograph=False).get_concrete_function(*arguments)
-    definition = _with_names_of_its_own(concrete.graph.as_graph_def())
+    definition = _with_single_calls_inlined(concrete.graph.as_graph_def())
+    definition = _with_names_of_its_own(definition)
     (name,) = (node.attr["f"].func.name for node in definition.node if "f" in node.attr)
     del definition.node[:]
     structure = concrete.structured_outputs
@@ -105,6 +139,18 @@ def traced(function: Callable, arguments: tuple) -> Graph:
         keras.tree.pack_sequence_as(structure, range(len(concrete.outputs))),
         concrete.captured_inputs,
     )
+
+
+def _with_single_calls_inlined(definition):
+    """A function that is called once becomes a part of its caller, and is ready with it."""
+    functions = definition.library.function
+    nodes = (node for function in functions for node in function.node_def)
+    calls = collections.Counter(node.attr["f"].func.name for node in nodes if "f" in node.attr)
+    for function in functions:
+        # XLA compiles functions, not parts of them.
+        if calls[function.signature.name] == 1 and "_XlaMustCompile" not in function.attr:
+            function.attr.pop("_noinline", None)
+    return definition
 
 
 def _with_names_of_its_own(definition):
@@ -123,15 +169,15 @@ def _with_names_of_its_own(definition):
     return definition
 
 
-def _kept(path, graph, kernels=None):
-    """The function that a graph is of; its first run writes what the file lacks.
+def _kept(path, graph, run, kernels=None):
+    """The function that a graph is of, `run`; its first call writes what the file lacks.
 
     Kernels are there by then. Without a file there are none yet: `None`.
     """
-    run, before = loaded(graph), kernel_files.names()
     unwritten = [graph]
 
     def call(*leaves):
+        before = kernel_files.names() if unwritten else set()
         results = run(*leaves)
         for graph in unwritten:
             new = kernel_files.take(kernel_files.names() - before)
@@ -143,8 +189,8 @@ def _kept(path, graph, kernels=None):
     return call
 
 
-def loaded(graph: Graph) -> Callable:
-    """The function that a graph is of.
+def loaded(graph: Graph) -> Loaded:
+    """The function that a graph is of, known to TensorFlow.
 
     Args:
         graph: `Graph`.
@@ -159,14 +205,65 @@ def loaded(graph: Graph) -> Callable:
 
     # Not `tf.function`, which does not tell the runtime of the functions that a graph brings along.
     tf.compat.v1.wrap_function(imported, [])
-    config = tf.compat.v1.ConfigProto()
-    config.graph_options.rewrite_options.disable_meta_optimizer = True
-    settings = {"Tout": graph.dtypes, "f": graph.main, "config_proto": config.SerializeToString()}
-    captured, structure = graph.captured, graph.structure
+    return Loaded(graph.main, graph.dtypes, graph.structure, graph.captured)
 
-    def call(*leaves):
-        values = [x.handle if isinstance(x, tf.Variable) else x for x in leaves]
-        results = tf.raw_ops.StatefulPartitionedCall(args=[*values, *captured], **settings)
-        return keras.tree.map_structure(lambda number: results[number], structure)
 
-    return call
+class Loaded:
+    """A function that TensorFlow knows by a name.
+
+    Args:
+        main, dtypes, structure, captured: see `Graph`.
+    """
+
+    def __init__(self, main, dtypes, structure, captured):
+        import tensorflow as tf
+
+        config = tf.compat.v1.ConfigProto()
+        config.graph_options.rewrite_options.disable_meta_optimizer = True
+        self._settings = {"Tout": dtypes, "f": main, "config_proto": config.SerializeToString()}
+        self._structure = structure
+        self._captured = captured
+
+    def __call__(self, *leaves):
+        import tensorflow as tf
+
+        inputs = self._inputs(leaves)
+        results = tf.raw_ops.StatefulPartitionedCall(args=inputs, **self._settings)
+        return keras.tree.map_structure(lambda number: results[number], self._structure)
+
+    def instantiate(self, *leaves) -> None:
+        """Let TensorFlow do what it does with a function before the function first runs.
+
+        It is a call that was cancelled beforehand: TensorFlow notices that where it would begin to
+        compute. The next call, of the same attributes, finds the function as it is needed.
+
+        Args:
+            leaves: see `loaded`; their values do not matter.
+        """
+        import tensorflow as tf
+        from tensorflow.python.eager import cancellation, context, execute
+
+        inputs = self._inputs(leaves)
+        attributes = {
+            "Tin": [x.dtype.as_datatype_enum for x in inputs],
+            **self._settings,
+            "config": "",
+            "executor_type": "",
+        }
+        cancelled = cancellation.CancellationManager()
+        cancelled.start_cancel()
+        with contextlib.suppress(tf.errors.CancelledError):
+            execute.execute_with_cancellation(
+                "StatefulPartitionedCall",
+                len(self._settings["Tout"]),
+                inputs,
+                tuple(itertools.chain.from_iterable(attributes.items())),
+                context.context(),
+                cancelled,
+            )
+
+    def _inputs(self, leaves):
+        import tensorflow as tf
+
+        values = (x.handle if isinstance(x, tf.Variable) else x for x in leaves)
+        return [*values, *self._captured]

@@ -87,7 +87,7 @@ class LabelledDiffusion(Components):
             num_steps, unconditional_guidance_scale, seed, sampler, spacing,
             guidance, callback, verbose, noise, resume,
         )  # fmt: skip
-        num_classes = self.diffusion_model.architecture.num_classes
+        num_classes = self._architecture("diffusion_model").num_classes
         inputs = {} if num_classes is None else {"label": labels}
         if num_classes is None and settings.scales(len(labels)).max() > 1.0:
             raise ValueError(
@@ -113,7 +113,7 @@ class LabelledDiffusion(Components):
 
     def _labels(self, label, batch_size):
         """The label of each picture, (count,) int32; whatever it is where there are no classes."""
-        num_classes = self.diffusion_model.architecture.num_classes
+        num_classes = self._architecture("diffusion_model").num_classes
         if label is None:
             return np.full(batch_size, num_classes or 0, np.int32)
         if num_classes is None:
@@ -239,5 +239,5 @@ class PixelDiffusion(LabelledDiffusion):
     def _latent_shape(self, height, width):
         height = self.img_height if height is None else height
         width = self.img_width if width is None else width
-        channels = self.diffusion_model.architecture.out_channels
+        channels = self._architecture("diffusion_model").out_channels
         return (*images.check_size(height, width, 1), channels)

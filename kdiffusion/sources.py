@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,6 +22,14 @@ from kdiffusion.sampling.levels import Spacing
 from kdiffusion.sampling.schedule import Schedule
 from kdiffusion.tokenizer import SimpleTokenizer
 from kdiffusion.weights import MODELS, assign
+
+
+# What is to be done with a model that has no weights yet, see `Source.model`.
+Built = Callable[[ArchitectureModel], Any]
+
+
+def ignore(model: ArchitectureModel) -> None:
+    """Nothing is to be done."""
 
 
 class Source(Protocol):
@@ -41,8 +50,11 @@ class Source(Protocol):
     def architecture(self, kind: str) -> Any:
         """The architecture record of one of `MODELS`."""
 
-    def model(self, kind: str, dtype: Any) -> ArchitectureModel:
-        """One of `MODELS`, with its weights."""
+    def model(self, kind: str, dtype: Any, built: Built = ignore) -> ArchitectureModel:
+        """One of `MODELS`, with its weights.
+
+        Where it has to be made first, `built` is called with it before its weights are read.
+        """
 
     def tokenizer(self) -> SimpleTokenizer:
         """The tokenizer."""
@@ -83,10 +95,11 @@ class CheckpointSource:
     def architecture(self, kind):
         return MODELS[kind].architecture_class(**self.checkpoint.fields(kind))
 
-    def model(self, kind, dtype):
+    def model(self, kind, dtype, built=ignore):
         from weights_conversion import read
 
         model = MODELS[kind](self.architecture(kind), initialize=False, dtype=dtype, name=kind)
+        built(model)
         arrays = read(
             self.checkpoint.rows(kind),
             self.checkpoint.tensors(kind),
@@ -154,7 +167,7 @@ class PartsSource:
     def architecture(self, kind):
         return self.model(kind, None).architecture
 
-    def model(self, kind, dtype):
+    def model(self, kind, dtype, built=ignore):
         if kind not in self._models:
             raise ValueError(
                 f"This model was made of {sorted(self._models)} and has no {kind}. Give it to "
@@ -208,8 +221,9 @@ class RandomSource:
     def architecture(self, kind):
         return self._ARCHITECTURES.get(kind) or self._ARCHITECTURES["autoencoder"]
 
-    def model(self, kind, dtype):
+    def model(self, kind, dtype, built=ignore):
         model = MODELS[kind](self.architecture(kind), initialize=False, dtype=dtype, name=kind)
+        built(model)
         assign(model, [(v.path, _random_weight(kind, v.path, v.shape)) for v in model.variables])
         return model
 

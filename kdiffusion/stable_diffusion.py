@@ -380,7 +380,7 @@ class StableDiffusion(TextComponents):
         context = np.asarray(encoded_text, np.float32)
         if context.ndim == 2:
             context = context[None]
-        width = self.diffusion_model.architecture.context_width
+        width = self._architecture("diffusion_model").context_width
         fits = context.ndim == 3 and context.shape[-1] == width
         if not fits or (len(context) != 1 and batch_size not in (1, len(context))):
             raise ValueError(

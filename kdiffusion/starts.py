@@ -156,7 +156,7 @@ def conditioning_of(components: LatentComponents, start: Start) -> np.ndarray | 
 
 
 def _is_inpainting(components):
-    architecture = components.diffusion_model.architecture
+    architecture = components._architecture("diffusion_model")
     return architecture.in_channels > architecture.out_channels
 
 

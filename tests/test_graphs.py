@@ -130,6 +130,74 @@ def test_a_kept_graph_is_not_traced_again(folder, count):
     assert list(folder.glob("*.graph")) == [path]
 
 
+@pytest.fixture
+def threads(monkeypatch):
+    """Wait for all the threads that were started, as a function of no arguments."""
+    started, genuine = [], graphs.threading.Thread
+
+    def thread(**settings):
+        started.append(genuine(**settings))
+        return started[-1]
+
+    monkeypatch.setattr(graphs.threading, "Thread", thread)
+    return lambda: [thread.join() for thread in started]
+
+
+def test_a_kept_graph_is_loaded_ahead(folder, count, threads, monkeypatch):
+    model = network()
+    expected = predicted(model)
+    program = Program(_predict, jit_compile=False)
+    program.prepare(model, np.zeros_like(INPUTS))
+    assert len(threads()) == 1
+    monkeypatch.setattr(graph_files, "read", pytest.fail)
+    np.testing.assert_array_equal(program(model, INPUTS), expected)
+    program.prepare(model, INPUTS)
+    assert len(threads()) == len(count) == 1
+
+
+def test_nothing_is_loaded_ahead_that_is_not_kept(folder, count, threads):
+    model, program = network(), Program(_predict, jit_compile=False)
+    program.prepare(model, INPUTS)
+    assert not threads() and not count
+    np.testing.assert_array_equal(program(model, INPUTS), predicted(model))
+
+
+def test_a_graph_that_cannot_be_loaded_ahead_is_traced(folder, count, threads):
+    model = network()
+    expected = predicted(model)
+    (path,) = folder.glob("*.graph")
+    cut(path)
+    program = Program(_predict, jit_compile=False)
+    program.prepare(model, INPUTS)
+    assert len(threads()) == 1
+    np.testing.assert_array_equal(program(model, INPUTS), expected)
+    assert len(count) == 2
+
+
+def test_a_graph_is_instantiated_and_nothing_computed():
+    total, ones = tf.Variable(0.0), tf.ones(1)
+    graph = graphs.traced(lambda x: total.assign_add(x[0]), (ones,))
+    run = graphs.loaded(graph)
+    run.instantiate(ones)
+    assert total.numpy() == 0.0
+    run(ones)
+    assert total.numpy() == 1.0
+
+
+def test_functions_that_are_called_once_become_parts_of_their_callers():
+    def function():
+        return tf.function(lambda x: x * 2.0, experimental_attributes={"_noinline": True})
+
+    once, twice = function(), function()
+    graph = graphs.traced(lambda x: once(x) + twice(twice(x)), (tf.ones(2),))
+    kept = [f for f in graph.definition.library.function if "_noinline" in f.attr]
+    assert len(kept) == 1
+    calls = [n for f in graph.definition.library.function for n in f.node_def if "f" in n.attr]
+    called = [node.attr["f"].func.name for node in calls]
+    assert called.count(kept[0].signature.name) == 2
+    np.testing.assert_array_equal(graphs.loaded(graph)(tf.ones(2)), [6.0, 6.0])
+
+
 @pytest.mark.parametrize(
     "settings, traced",
     [({}, 0), ({"activation": "relu"}, 1), ({"dtype": "mixed_bfloat16"}, 1)],

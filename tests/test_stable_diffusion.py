@@ -7,7 +7,8 @@ import keras
 import numpy as np
 import pytest
 
-from kdiffusion import Guidance, Sampler, StableDiffusion
+from kdiffusion import Guidance, Sampler, StableDiffusion, backend
+from kdiffusion.generation import Program
 from kdiffusion.noise import noise_stream
 from kdiffusion.sources import RandomSource
 
@@ -50,6 +51,35 @@ def test_the_constructor_reads_and_downloads_nothing():
     assert (model.img_height, model.img_width) == (512, 512)
     with pytest.raises(ValueError, match="stable-diffusion-v1-5.*"):
         model.text_encoder
+
+
+def test_what_is_prepared_is_what_is_called_first(monkeypatch):
+    """Each network's program is told of its first inputs, and the weights are read after that."""
+    prepared, called, genuine = {}, {}, Program.__call__
+
+    def form(tensors):
+        described = keras.tree.map_structure(lambda x: (str(x.dtype), tuple(x.shape)), tensors)
+        return keras.tree.flatten_with_path(described)
+
+    def prepare(program, model, *tensors):
+        prepared[model.name] = form(tensors), model.weights[0].numpy().copy()
+
+    def call(program, model, *tensors):
+        called.setdefault(model.name, form(tensors))
+        return genuine(program, model, *tensors)
+
+    def zeros(shape, dtype):
+        return np.zeros(shape, dtype)
+
+    monkeypatch.setattr(Program, "prepare", prepare)
+    monkeypatch.setattr(Program, "__call__", call)
+    monkeypatch.setattr(backend, "empty", zeros)
+    model = StableDiffusion(preset="random-tiny", img_height=64, img_width=64)
+    draw(model, batch_size=2, height=40, width=24, sampler="dpmpp_2m")
+    assert set(prepared) == {"text_encoder", "diffusion_model", "image_decoder"}
+    assert {name: form for name, (form, _) in prepared.items()} == called
+    for name in ("text_encoder", "diffusion_model"):
+        assert not prepared[name][1].any()
 
 
 def test_pictures_are_uint8_and_of_the_size_asked_for(tiny):

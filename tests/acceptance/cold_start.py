@@ -2,8 +2,9 @@
 
     python tests/acceptance/cold_start.py [--checkpoint FOLDER] [--dtype DTYPE] [--size PIXELS]
 
-Full-size SD 1.5 at 256x256. Reading weights and sampling are left out: sampling is what a second
-picture takes. A first process fills an empty compile cache; the second one is judged.
+Full-size SD 1.5 at 256x256, in two lines: `from_preset` and `text_to_image`. Reading weights and
+sampling are left out: sampling is what a second picture takes. A first process fills an empty
+compile cache; the median of three more is judged.
 Without `--checkpoint` one with random weights is made (4 GB). Needs 8 GB of memory, and a machine
 that does nothing else: seconds are those of the clock. Those of the processor are printed beside,
 which say how much of it was waiting.
@@ -40,12 +41,14 @@ def main():
         command = [sys.executable, __file__, "--child", "--checkpoint", folder]
         command += ["--dtype", arguments.dtype, "--size", str(arguments.size)]
         variables = os.environ | {"KDIFFUSION_COMPILE_CACHE": str(Path(temporary, "cache"))}
-        empty, warm = (start(command, variables) for _ in range(2))
+        empty, *others = (start(command, variables) for _ in range(4))
+    warm = sorted(others, key=lambda laps: laps["together"])[1]
     backend = os.environ.get("KERAS_BACKEND", "tensorflow")
     print(f"{arguments.dtype} on {backend}: seconds of the clock (of the processor)")
     print(f"{'':24s} {'empty cache':>18s} {'warm cache':>18s}")
     for name in warm:
         print(f"{name:24s} {show(empty[name])} {show(warm[name])}")
+    print("warm, in turn:", ", ".join(f"{laps['together'][0]:.1f}" for laps in others))
     total = warm["together"][0]
     print(f"{total:.1f} s beyond reading weights and sampling, bar {BAR} s")
     sys.exit(total > BAR)
@@ -103,11 +106,12 @@ class Laps:
 
 
 def child(arguments):
-    from kdiffusion import StableDiffusion, compilation
+    from kdiffusion import StableDiffusion, compilation, sources
     from kdiffusion.models.base import ArchitectureModel
 
     laps = Laps()
     ArchitectureModel.__init__ = laps.timed(ArchitectureModel.__init__, "building")
+    sources.assign = laps.timed(sources.assign, "reading weights")
     compile_function = compilation.compile_function
 
     @functools.wraps(compile_function)
@@ -118,18 +122,14 @@ def child(arguments):
     model = StableDiffusion.from_preset(arguments.checkpoint, dtype=arguments.dtype)
     # The clock, not a difference: the parent knows when this process was started.
     laps.add("start and import", time.time(), time.process_time())
-    with laps.lap("loading"):
-        model.tokenizer, model.text_encoder, model.diffusion_model, model.decoder
     side = arguments.size
     for name in ("first picture", "sampling"):
         with laps.lap(name):
             model.text_to_image(PROMPT, num_steps=2, seed=0, height=side, width=side, verbose=0)
     seconds = {"tracing": [0.0, 0.0]} | laps.seconds  # kept graphs are not traced
-    rest = {
-        "reading weights": minus(seconds.pop("loading"), seconds["building"]),
-        "compiling": minus(seconds.pop("first picture"), seconds["sampling"], seconds["tracing"]),
-    }
-    print(json.dumps(seconds | rest))
+    known = (seconds[name] for name in ("building", "reading weights", "tracing", "sampling"))
+    seconds["compiling"] = minus(seconds.pop("first picture"), *known)
+    print(json.dumps(seconds))
 
 
 def minus(lap, *others):

@@ -1,0 +1,35 @@
+"""What TensorFlow and JAX are asked for at the start."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from kdiffusion import backend
+
+CHILD = """
+import re
+from pathlib import Path
+from kdiffusion import backend
+
+def kilobytes(name):
+    status = Path("/proc/self/status").read_text("ascii")
+    return int(re.search(rf"{name}:\\s+(\\d+) kB", status)[1])
+
+for _ in range(3):
+    print(kilobytes("VmSize"), kilobytes("VmRSS"))
+    backend.reserve_memory()
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read as in Linux")
+def test_memory_is_reserved_once_and_not_used():
+    done = subprocess.run([sys.executable, "-c", CHILD], capture_output=True, text=True, check=True)
+    numbers = [2**10 * int(number) for number in re.findall(r"\d+", done.stdout)[-6:]]
+    sizes, resident = numbers[::2], numbers[1::2]
+    if backend.name() == "tensorflow" and not backend.on_accelerator():
+        assert sizes[1] - sizes[0] >= 2**27
+    assert sizes[2] - sizes[1] < 2**20
+    assert resident[2] - resident[0] < 2**26
