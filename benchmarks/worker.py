@@ -14,7 +14,7 @@ import sys
 import time
 from pathlib import Path
 
-from benchmarks.peers import PEERS, Unavailable
+from benchmarks.peers import FRAMEWORKS, PEERS, Unavailable
 
 
 def main():
@@ -40,7 +40,10 @@ class Worker:
     """A peer and the function that is measured now."""
 
     def __init__(self, name, folder, dtype):
-        module = importlib.import_module(f"benchmarks.peers.{PEERS[name].module}")
+        row = PEERS[name]
+        # As Python marks what cannot be imported.
+        sys.modules.update({x: None for x in FRAMEWORKS if x not in row.frameworks})
+        module = importlib.import_module(f"benchmarks.peers.{row.module}")
         self.peer = module.Peer(folder, dtype)
         self.function = None
 

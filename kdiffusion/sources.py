@@ -23,7 +23,6 @@ from kdiffusion.sampling.schedule import Schedule
 from kdiffusion.tokenizer import SimpleTokenizer
 from kdiffusion.weights import MODELS, assign
 
-
 # What is to be done with a model that has no weights yet, see `Source.model`.
 Built = Callable[[ArchitectureModel], Any]
 

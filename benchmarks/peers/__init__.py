@@ -22,21 +22,33 @@ class Unavailable(Exception):
 
 
 class Row(NamedTuple):
-    """A column of the table: a module of this package and the environment that it runs in."""
+    """A column of the table.
+
+    Args:
+        module: str, a module of this package.
+        frameworks: those of `FRAMEWORKS` that it is made with; the others are hidden from it.
+        environment: dictionary of environment variables.
+    """
 
     module: str
+    frameworks: tuple[str, ...]
     environment: dict[str, str] = {}
+
+
+# What takes time and memory wherever it is installed: TensorFlow imports JAX, Keras matplotlib, and
+# others look for all of them. Each peer is measured as if it were alone in its environment.
+FRAMEWORKS = ("tensorflow", "jax", "torch", "openvino", "matplotlib")
 
 
 # oneDNN's kernels, which kdiffusion asks for itself where it is imported first, for all.
 _TENSORFLOW = {"KERAS_BACKEND": "tensorflow", "TF_ENABLE_ONEDNN_OPTS": "1"}
 
 PEERS = {
-    "kdiffusion": Row("kdiffusion", _TENSORFLOW),
-    "kdiffusion-jax": Row("kdiffusion", {"KERAS_BACKEND": "jax"}),
-    "diffusers": Row("diffusers"),
-    "diffusers-compiled": Row("diffusers", {"BENCHMARK_COMPILE": "1"}),
-    "kerascv": Row("kerascv", _TENSORFLOW),
-    "zeromodels": Row("zeromodels", _TENSORFLOW),
-    "openvino": Row("openvino"),
+    "kdiffusion": Row("kdiffusion", ("tensorflow",), _TENSORFLOW),
+    "kdiffusion-jax": Row("kdiffusion", ("tensorflow", "jax"), {"KERAS_BACKEND": "jax"}),
+    "diffusers": Row("diffusers", ("torch",)),
+    "diffusers-compiled": Row("diffusers", ("torch",), {"BENCHMARK_COMPILE": "1"}),
+    "kerascv": Row("kerascv", ("tensorflow",), _TENSORFLOW),
+    "zeromodels": Row("zeromodels", FRAMEWORKS, _TENSORFLOW),
+    "openvino": Row("openvino", FRAMEWORKS),
 }
