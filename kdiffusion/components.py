@@ -279,7 +279,7 @@ class LatentComponents(Components):
 
     def _prepare_decoding(self, shape):
         if shape[1] * shape[2] <= MAX_CELLS:
-            latents = ops.zeros((1, *shape[1:]))
+            latents = ops.zeros((1, *shape[1:]), "float32")
             self._decode_program.prepare(self.decoder, latents)
 
     def _decode_picture(self, latents):
