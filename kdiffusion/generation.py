@@ -187,7 +187,7 @@ def prepare(program: Program, model: keras.Model, run: Run) -> None:
     rows = pack(run.tables, loop.BLOCK)
     scales = run.guidance.row_scales(rows.steps, run.scales)
     registers = ops.convert_to_tensor(_start(run.latents).registers)
-    inputs = _network_inputs(run, scales[0])
+    inputs = _network_inputs(scales[0], *_inputs_and_guided(run))
     program.prepare(model, registers, _tensors(rows, 0, _no_noise(run)), *_bounds(0, 1), inputs)
 
 
@@ -223,12 +223,13 @@ def sample(
     scales = run.guidance.row_scales(rows.steps, run.scales)
     state = resume or _start(run.latents)
     _check_state(state, run.latents.shape, last)
+    plain, guided = _inputs_and_guided(run)
     registers = ops.convert_to_tensor(state.registers)
     block, first = None, -1
     for row, stop in _segments(scales, state.row, last, watched=on_step is not None):
         if block is None or row - row % loop.BLOCK != first:
             block, first = _block(rows, run, first, row - row % loop.BLOCK)
-        inputs = _network_inputs(run, scales[row])
+        inputs = _network_inputs(scales[row], plain, guided)
         outputs = program(model, registers, block, *_bounds(row - first, stop - first), inputs)
         registers = outputs["registers"]
         _check_finite(outputs["finite"], stop, last)
@@ -302,11 +303,18 @@ def _bounds(start, stop):
     return [ops.convert_to_tensor(row, "int32") for row in (start, stop)]
 
 
-def _network_inputs(run, scales):
-    """The tensors beside the latents that the network is given where these are the scales."""
-    guided = scales.max() > 1.0
-    inputs = {**run.guided_inputs, "guidance_scale": scales} if guided else run.inputs
-    return {name: ops.convert_to_tensor(value, "float32") for name, value in inputs.items()}
+def _inputs_and_guided(run):
+    return (
+        {name: ops.convert_to_tensor(value, "float32") for name, value in inputs.items()}
+        for inputs in (run.inputs, run.guided_inputs)
+    )
+
+
+def _network_inputs(scales, plain, guided):
+    """What the network is given beside the latents in a row of these guidance scales."""
+    if scales.max() > 1.0:
+        return {**guided, "guidance_scale": ops.convert_to_tensor(scales)}
+    return plain
 
 
 def _check_state(state, shape, last):
