@@ -39,7 +39,6 @@ class Row(NamedTuple):
 # others look for all of them. Each peer is measured as if it were alone in its environment.
 FRAMEWORKS = ("tensorflow", "jax", "torch", "openvino", "matplotlib")
 
-
 # oneDNN's kernels, which kdiffusion asks for itself where it is imported first, for all.
 _TENSORFLOW = {"KERAS_BACKEND": "tensorflow", "TF_ENABLE_ONEDNN_OPTS": "1"}
 
