@@ -34,6 +34,7 @@ def main():
             arguments.steps,
             arguments.together,
             arguments.floor,
+            arguments.limit,
         )
         if not (plan.folder / "checkpoint").exists():
             command = [sys.executable, "-m", "benchmarks.checkpoint"]
@@ -66,6 +67,7 @@ def _parser():
     add("--steps", type=int, default=5, help="guided steps of a picture")
     add("--together", type=int, default=3, help="peers that are in memory at a time")
     add("--floor", action=argparse.BooleanOptionalAction, default=accelerated)
+    add("--limit", type=float, help="seconds after which peers but the first are stopped")
     add("--model", choices=("full-size", "tiny"), default="full-size")
     add("--folder", type=Path, help="keeps the checkpoint and what peers make of it, 20 GB")
     add("--json", type=Path, help="file for all values")
@@ -74,6 +76,8 @@ def _parser():
 
 def _log(result):
     text = result.reason or f"{result.value:.4g}, ratio {result.ratio:.3f}"
+    if result.stopped:
+        text = f"stopped: more than {result.value:.4g}, ratio less than {result.ratio:.3f}"
     name = " ".join((result.measure, result.dtype, str(result.side), result.peer))
     print(f"{name}: {text}", file=sys.stderr, flush=True)
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks.process import Failed, Process
+from benchmarks.process import Failed, Process, Stopped
 
 # Methods of a `Peer`, in processes that live on.
 WARM = {
@@ -46,6 +46,8 @@ class Result(NamedTuple):
         values: seconds, or bytes of the measure `memory`, one for each round; empty if it failed.
         ratios: those of the first peer of the same rounds by these.
         reason: str, why there are no values, or empty.
+        stopped: bool, whether it took longer than it may: it takes more than its values, and the
+            ratios are less than these.
     """
 
     measure: str
@@ -55,6 +57,7 @@ class Result(NamedTuple):
     values: Sequence[float] = ()
     ratios: Sequence[float] = ()
     reason: str = ""
+    stopped: bool = False
 
     @property
     def value(self) -> float:
@@ -78,6 +81,7 @@ class Plan(NamedTuple):
         num_steps: guided steps of a picture.
         together: how many peers live at a time.
         floor: whether to put the least time that is possible beside.
+        limit: seconds after which all but the first peer are stopped in what they do, or None.
     """
 
     folder: Path
@@ -89,6 +93,11 @@ class Plan(NamedTuple):
     num_steps: int
     together: int
     floor: bool
+    limit: float | None = None
+
+    def start(self, peer: str, dtype: str, **variables: str) -> Process:
+        limit = None if peer == self.peers[0] else self.limit
+        return Process(peer, self.folder, dtype, variables, limit)
 
     def arguments(self, measure: str, side: int) -> list[int]:
         return [side, self.num_steps] if measure == "picture" else [side]
@@ -133,7 +142,7 @@ def _measure_peers(plan, dtype):
 
 def _measure_warm(plan, dtype, peers):
     wanted = {"picture" if name == "compile" else name for name in plan.measures}
-    processes = [Process(peer, plan.folder, dtype) for peer in peers]
+    processes = [plan.start(peer, dtype) for peer in peers]
     try:
         for name in (name for name in WARM if name in wanted):
             for side in plan.sides:
@@ -142,6 +151,7 @@ def _measure_warm(plan, dtype, peers):
                 for process in processes:
                     first.turn(process.peer, lambda: process.ask(*request))
                 rounds.reasons.update(first.reasons)
+                rounds.stopped.update(first.stopped)
                 for _ in range(plan.pairs):
                     for process in processes:
                         rounds.turn(process.peer, lambda: process.ask("run"))
@@ -158,6 +168,7 @@ def _beyond(first: Rounds, later: Rounds) -> Rounds:
     """How much longer the first call took than the median of the later ones."""
     rounds = Rounds(first.values)
     rounds.reasons.update(later.reasons)
+    rounds.reasons.update({peer: "it was stopped" for peer in later.stopped})
     for peer, values in later.values.items():
         if peer not in rounds.reasons:
             rounds.values[peer] = [first.values[peer][0] - statistics.median(values)]
@@ -167,45 +178,58 @@ def _beyond(first: Rounds, later: Rounds) -> Rounds:
 def _measure_fresh(plan, dtype, side):
     rounds = Rounds(plan.peers)
     with tempfile.TemporaryDirectory() as cache:
-        variables = {"KDIFFUSION_COMPILE_CACHE": cache}
         # The first round fills the compile caches and does not count.
         for number in range(plan.fresh_pairs + 1):
             for peer in plan.peers:
-                rounds.turn(peer, lambda: _fresh_picture(plan, dtype, side, peer, variables))
+                rounds.turn(peer, lambda: _fresh_picture(plan, dtype, side, peer, cache))
     for name in FRESH:
         if name in plan.measures:
             single = Rounds(plan.peers)
-            single.reasons = rounds.reasons
+            single.reasons, single.stopped = rounds.reasons, rounds.stopped
             single.values = {p: [v[name] for v in vs[1:]] for p, vs in rounds.values.items()}
             yield from single.results(name, dtype, side)
 
 
-def _fresh_picture(plan, dtype, side, peer, variables):
+def _fresh_picture(plan, dtype, side, peer, cache):
     start = time.perf_counter()
-    process = Process(peer, plan.folder, dtype, variables)
+    process = plan.start(peer, dtype, KDIFFUSION_COMPILE_CACHE=cache)
+    load = plan.limit  # what it has taken at least if it is stopped there
+
+    def taken():
+        return {"load": load, "cold": time.perf_counter() - start, "memory": process.memory()}
+
     try:
         load = process.ask("load")
         process.ask("prepare", "picture", plan.arguments("picture", side))
-        cold = time.perf_counter() - start
-        return {"load": load, "cold": cold, "memory": process.ask("memory")}
+        return taken()
+    except Stopped:
+        raise Stopped(taken()) from None
     finally:
         process.close()
 
 
 class Rounds:
-    """Values of peers, round by round; a peer that fails is out, with its reason."""
+    """Values of peers, round by round; a peer that fails is out, with its reason.
+
+    One that is stopped is not asked again: what it had taken by then is its value of all rounds.
+    """
 
     def __init__(self, peers: Iterable[str]):
         self.values: dict[str, list[Any]] = {peer: [] for peer in peers}
         self.reasons: dict[str, str] = {}
+        self.stopped: dict[str, Any] = {}
 
     def turn(self, peer: str, function: Callable[[], Any]) -> None:
         if peer in self.reasons:
             return
         try:
-            self.values[peer].append(function())
+            value = self.stopped[peer] if peer in self.stopped else function()
+        except Stopped as stop:
+            value = self.stopped[peer] = stop.value
         except Failed as reason:
             self.reasons[peer] = str(reason)
+            return
+        self.values[peer].append(value)
 
     def results(self, measure, dtype, side):
         reference = next(iter(self.values.values()))
@@ -214,4 +238,5 @@ class Rounds:
                 yield Result(measure, dtype, side, peer, reason=self.reasons[peer])
             else:
                 ratios = [mine / theirs for mine, theirs in zip(reference, values)]
-                yield Result(measure, dtype, side, peer, values, ratios)
+                stopped = peer in self.stopped
+                yield Result(measure, dtype, side, peer, values, ratios, stopped=stopped)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import select
 import subprocess
 import sys
 import tempfile
@@ -18,8 +20,19 @@ class Failed(Exception):
     """Why a peer did not do what it was told."""
 
 
+class Stopped(Exception):
+    """A peer took longer than it may; `value` is what it had taken by then."""
+
+    def __init__(self, value):
+        super().__init__(f"stopped at {value}")
+        self.value = value
+
+
 class Process:
-    """A peer's process; it starts at once and waits, without using the processor, for its turn."""
+    """A peer's process; it starts at once and waits, without using the processor, for its turn.
+
+    An answer that takes longer than `limit` seconds ends it.
+    """
 
     def __init__(
         self,
@@ -27,8 +40,11 @@ class Process:
         folder: Path,
         dtype: str,
         variables: Mapping[str, str] = MappingProxyType({}),
+        limit: float | None = None,
     ):
         self.peer = peer
+        self.limit = limit
+        self.memory_when_stopped = None
         self.log = tempfile.TemporaryFile("w+")
         self.process = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.worker", peer, str(folder), dtype],
@@ -44,9 +60,16 @@ class Process:
 
         Raises:
             Failed: With the peer's reason, or the last line that it wrote before it died.
+            Stopped: With the limit.
         """
+        if self.memory_when_stopped is not None:
+            raise Failed(f"it was stopped after {self.limit:g} s of a measure before")
         try:
             print(json.dumps(request), file=self.process.stdin, flush=True)
+            if not select.select([self.process.stdout], [], [], self.limit)[0]:
+                self.memory_when_stopped = self.memory()
+                self.process.kill()
+                raise Stopped(self.limit)
             line = self.process.stdout.readline()
         except BrokenPipeError:
             line = ""
@@ -58,6 +81,14 @@ class Process:
         if "error" in answer:
             raise Failed(answer["error"])
         return answer["answer"]
+
+    def memory(self):
+        """Its highest resident memory so far, in bytes."""
+        if self.memory_when_stopped is not None:
+            return self.memory_when_stopped
+        # Not `getrusage`, whose peak includes that of the process this one was forked from.
+        status = Path(f"/proc/{self.process.pid}/status").read_text("ascii")
+        return 1024 * int(re.search(r"^VmHWM:\s+(\d+) kB", status, re.MULTILINE)[1])
 
     def close(self):
         self.process.stdin.close()

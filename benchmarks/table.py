@@ -12,7 +12,8 @@ def markdown(results: Sequence[Result]) -> str:
     """One table for each dtype: a row for each measure and size, a column for each peer.
 
     A cell is the median, and in brackets the median of the ratios: below 1 the first peer is
-    better. Reasons for empty cells stand below.
+    better. Reasons for empty cells stand below. A peer that was stopped takes more than is shown,
+    and its ratio is less.
     """
     parts = []
     for dtype in _distinct(result.dtype for result in results):
@@ -53,7 +54,10 @@ def _cell(result, is_first):
         text = f"{1e3 * result.value:.2f} ms"
     else:
         text = f"{result.value:.2f} s"
-    return text if is_first else f"{text} ({result.ratio:.2f})"
+    if is_first:
+        return text
+    more, less = ("> ", "< ") if result.stopped else ("", "")
+    return f"{more}{text} ({less}{result.ratio:.2f})"
 
 
 def _line(cells):

@@ -1,7 +1,7 @@
 """The side of a peer: a process that does what it is told, a line at a time.
 
 Requests and answers are JSON, one a line: `["load"]`, `["prepare", method, arguments]` and
-`["run"]` answer seconds, `["memory"]` the highest resident memory so far, in bytes.
+`["run"]` answer seconds.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib
 import json
 import os
-import re
 import sys
 import time
 from pathlib import Path
@@ -59,11 +58,6 @@ class Worker:
 
     def run(self):
         return _seconds(self.function)
-
-    def memory(self):
-        # Not `getrusage`, whose peak includes that of the process this one was forked from.
-        status = Path("/proc/self/status").read_text("ascii")
-        return 1024 * int(re.search(r"^VmHWM:\s+(\d+) kB", status, re.MULTILINE)[1])
 
 
 def _seconds(function):
