@@ -77,14 +77,18 @@ def has_flash_attention() -> bool:
     return jax.default_backend() == "gpu"
 
 
-def has_bfloat16_softmax() -> bool:
-    """Whether the softmax of bfloat16 goes through float32 by itself: TensorFlow's and oneDNN's.
+def prefers_float32(dtype: Any) -> bool:
+    """Whether what is large is computed sooner, and more exactly, if it is cast to float32 first.
 
-    On processors without bfloat16 TensorFlow takes another, which rounds in between.
+    So it is with bfloat16 in TensorFlow on a processor that has no arithmetic of it: oneDNN leaves
+    it alone, and other kernels cast piece by piece and round in between. XLA casts by itself.
+
+    Args:
+        dtype: of a tensor.
     """
-    if name() != "tensorflow":
+    if name() != "tensorflow" or on_accelerator() or processor.has_bfloat16():
         return False
-    return on_accelerator() or processor.has_bfloat16()
+    return keras.backend.standardize_dtype(dtype) == "bfloat16"
 
 
 def check_kernels(compute_dtype: str) -> None:

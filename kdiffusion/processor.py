@@ -42,8 +42,8 @@ def warn_without_bfloat16(information: Path = _INFORMATION) -> None:
     if flags(information) and not has_bfloat16(information):
         warnings.warn(
             "This processor has no bfloat16 arithmetic (neither avx512_bf16 nor amx_bf16), so a "
-            "dtype policy that computes in 'bfloat16' is slower here than 'float32'. It still "
-            "halves the memory of the weights. Use dtype='float32' for speed.",
+            "dtype policy that computes in 'bfloat16' is no faster here than 'float32', and less "
+            "exact. It still halves the memory of the weights. Use dtype='float32' otherwise.",
             stacklevel=1,  # one place for all callers, so Python's default shows it once
         )
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from keras import ops
 
-from kdiffusion import backend, presets
+from kdiffusion import backend, presets, processor
 from kdiffusion.models import attention
 from kdiffusion.models.attention import SpatialTransformer
 from kdiffusion.models.diffusion_model import DiffusionModel
@@ -312,6 +312,18 @@ def test_attention_in_chunks_of_queries_gives_the_same_numbers(monkeypatch, limi
     chunked = ops.convert_to_numpy(attention.attend(query, key, value, 2))
     np.testing.assert_allclose(chunked, whole, atol=1e-6)
     assert calls[0][2] == {1: 1, 500: 3, 4000: 15}[limit]
+
+
+@pytest.mark.skipif(backend.name() != "tensorflow", reason="XLA casts by itself")
+def test_attention_is_in_float32_where_a_processor_has_no_bfloat16(monkeypatch):
+    generator = np.random.default_rng(0)
+    halves = ops.cast(generator.normal(size=(3, 1, 16, 8)), "bfloat16")
+    exact = attention.attend(*ops.cast(halves, "float32"), 2)
+    monkeypatch.setattr(processor, "has_bfloat16", lambda: False)
+    result = attention.attend(*halves, 2)
+    assert result.dtype == "bfloat16"
+    both = (ops.cast(x, "float32") for x in (result, ops.cast(exact, "bfloat16")))
+    np.testing.assert_array_equal(*map(ops.convert_to_numpy, both))
 
 
 def test_projection_width_adds_a_projection():

@@ -1,10 +1,11 @@
 """Winograd's 3x3 convolution against the plain one."""
 
+import keras
 import numpy as np
 import pytest
 from keras import ops
 
-from kdiffusion import backend, compilation
+from kdiffusion import backend, compilation, processor
 from kdiffusion.models import kernels, winograd
 from kdiffusion.models.layers import Convolution
 
@@ -61,6 +62,27 @@ def test_it_is_the_same_convolution(layer, monkeypatch, fused, batch, height, wi
         expected = convolved(inputs, kernel) + bias
         assert result.shape == expected.shape
         np.testing.assert_allclose(ops.convert_to_numpy(result), expected, rtol=0, atol=2e-4)
+
+
+@pytest.mark.skipif(not winograd_is_here(), reason="JAX computes plain convolutions")
+def test_bfloat16_is_rounded_once(layer):
+    x, kernel, bias = numbers(1, 7, 13, 8), numbers(3, 3, 8, 3), numbers(3)
+    x, kernel, bias, scale, shift = (
+        ops.cast(values, "bfloat16") for values in (x, kernel, bias, bias[:1], bias[1:2])
+    )
+    exact = [
+        ops.convert_to_numpy(ops.cast(values, "float32"))
+        for values in (x, kernel, bias, moved(x, scale, shift))
+    ]
+    for result, inputs in (
+        (winograd.convolve(x, kernel, bias), exact[0]),
+        (winograd.convolve(x, kernel, bias, moved, scale, shift), exact[3]),
+        (winograd.convolve_doubled(x, kernel, bias), doubled(exact[0])),
+    ):
+        assert keras.backend.standardize_dtype(result.dtype) == "bfloat16"
+        result = ops.convert_to_numpy(ops.cast(result, "float32"))
+        expected = convolved(inputs, exact[1]) + exact[2]
+        np.testing.assert_allclose(result, expected, rtol=2**-8, atol=1e-4)
 
 
 @pytest.mark.parametrize("batch, height, width", [(1, 4, 12), (2, 12, 8), (1, 7, 13)])
@@ -157,13 +179,20 @@ def test_kernels_learn_from_the_plain_one(layer, function, expected):
         ((1, 32, 32, 320), 320, "float32", False, False),
         ((1, 512, 512, 64), 128, "float32", False, False),
         ((1, 512, 512, 128), 3, "float32", False, False),
-        ((2, 64, 64, 320), 320, "bfloat16", False, False),
+        ((2, 64, 64, 320), 320, "float16", False, False),
     ],
 )
 def test_when_it_pays(shape, filters, dtype, pays, pays_doubled):
     x, kernel = ops.zeros(shape, dtype), ops.zeros((3, 3, shape[-1], filters), dtype)
     assert winograd.pays(x, kernel) == (pays and winograd_is_here())
     assert winograd.pays(x, kernel, doubled=True) == (pays_doubled and winograd_is_here())
+
+
+@pytest.mark.parametrize("has_bfloat16", [False, True])
+def test_it_pays_in_bfloat16_where_a_processor_has_none(monkeypatch, has_bfloat16):
+    monkeypatch.setattr(processor, "has_bfloat16", lambda: has_bfloat16)
+    x, kernel = ops.zeros((2, 64, 64, 320), "bfloat16"), ops.zeros((3, 3, 320, 320), "bfloat16")
+    assert winograd.pays(x, kernel) == (winograd_is_here() and not has_bfloat16)
 
 
 @pytest.mark.skipif(not winograd_is_here(), reason="JAX differentiates what is computed")

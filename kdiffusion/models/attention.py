@@ -42,6 +42,10 @@ def attend(query, key, value, num_heads, causal=False, use_flash=False, keep=Tru
     if use_flash:
         x = flash.attend(*(_by_heads(x, num_heads) for x in (query, key, value)))
         return ops.reshape(x, ops.shape(query))
+    if backend.prefers_float32(query.dtype):
+        dtype = query.dtype
+        query, key, value = (ops.cast(x, "float32") for x in (query, key, value))
+        return ops.cast(attend(query, key, value, num_heads, causal, use_flash, keep), dtype)
     query, value = _split_heads(query, num_heads), _split_heads(value, num_heads)
     # (batch, heads, head_dim, tokens) at once, not in every chunk.
     key = ops.transpose(_by_heads(key, num_heads), (0, 2, 3, 1))

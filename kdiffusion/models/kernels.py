@@ -85,7 +85,9 @@ def softmax(logits):
         Tensor like `logits`.
     """
     dtype = keras.backend.standardize_dtype(logits.dtype)
-    if dtype == "float32" or (dtype == "bfloat16" and backend.has_bfloat16_softmax()):
+    # TensorFlow's and oneDNN's softmax of bfloat16 goes through float32 by itself.
+    through_float32 = backend.name() == "tensorflow" and not backend.prefers_float32(dtype)
+    if dtype == "float32" or (dtype == "bfloat16" and through_float32):
         return ops.softmax(logits, axis=-1)
     return ops.cast(ops.softmax(ops.cast(logits, "float32"), axis=-1), dtype)
 

@@ -150,7 +150,7 @@ class Convolution(keras.layers.Conv2D):
             return kernels.convolve_to_few(inputs, kernel)
         if same_size and winograd.pays(inputs, kernel):
             # Keras adds the bias.
-            return winograd.convolve(inputs, kernel, ops.zeros(self.filters))
+            return winograd.convolve(inputs, kernel, ops.zeros(self.filters, inputs.dtype))
         return super().convolution_op(inputs, kernel)
 
 

@@ -5,7 +5,8 @@ values at six points of each axis are multiplied: 36 products of each pair of ch
 place of 144. With the points 0, 5/8, -5/8, 3/2, -3/2 and infinity float32 results are off by 1.2e-6
 to 1.5e-6 (relative L2, for 320 to 1280 channels), as PyTorch's plain sums are; with the usual
 1, -1, 2, -2 it would be twice as much (Barabasz et al. 2020, arXiv:1803.10986, choose points for
-that). Half precision would round the transformed inputs.
+that). Half precision would round the transformed inputs, so they are float32 in any case; bfloat16
+goes this way only where a processor has no arithmetic of it.
 """
 
 from __future__ import annotations
@@ -92,8 +93,9 @@ def pays(x, kernel, doubled=False):
         return False
     positions = math.prod(x.shape[:3])
     channels, filters = kernel.shape[2:]
+    dtype = keras.backend.standardize_dtype(x.dtype)
     return (
-        keras.backend.standardize_dtype(x.dtype) == "float32"
+        (dtype == "float32" or backend.prefers_float32(dtype))
         and positions >= (_MIN_POSITIONS_DOUBLED if doubled else _MIN_POSITIONS)
         and min(channels, filters) >= _MIN_CHANNELS
         and 2 * 9 * positions * channels * filters >= _WORTH_COMPILING
@@ -150,7 +152,8 @@ def _convolve(x, kernel, bias, parities, finish=None, *values):
     filters, scale = kernel.shape[-1], len(parities)
     high, wide = (_SIZE * -(-side // _SIZE) for side in (height, width))
     sides = (1, 1 + wide - width)
-    kernel = compilation.after(kernel, x)
+    kernel = ops.cast(compilation.after(kernel, x), "float32")
+    bias = ops.cast(bias, x.dtype)
     pairs = [(rows, columns) for rows in parities for columns in parities]
     multiplications = [_multiplication(kernel, *pair) for pair in pairs]
 
@@ -167,7 +170,7 @@ def _convolve(x, kernel, bias, parities, finish=None, *values):
 
         def convolve_strip(i):
             places = rows * i + ops.arange(-1, rows + 1)
-            inside = ops.cast(places == ops.clip(places, 0, height - 1), x.dtype)
+            inside = ops.cast(places == ops.clip(places, 0, height - 1), "float32")
             strip = ops.take(x, ops.clip(places, 0, height - 1), axis=1)
             strip = surround(strip, inside, (0, 0), sides, finish, *values)
             return _convolve_strip(strip, multiplications, bias)
@@ -183,6 +186,7 @@ def _surround(x, inside, rows, columns, finish, *values):
     """Rows of a feature map, finished, with zeros around and where they are not inside of it."""
     if finish is not None:
         x = finish(x, *values)
+    x = ops.cast(x, "float32")
     if inside is not None:
         x = x * inside[:, None, None]
     return ops.pad(x, ((0, 0), rows, columns, (0, 0)))
@@ -260,7 +264,7 @@ def _every_fourth(x, axis):
 
 def _transform_products(products, bias):
     """Aᵀ m A: (6, 6, batch, rows, columns, filters) → (batch, 4 * rows, 4 * columns, filters)."""
-    return _by_position(_transform(products, _PLAIN[0], _PLAIN[0])[None, None]) + bias
+    return _biased(_by_position(_transform(products, _PLAIN[0], _PLAIN[0])[None, None]), bias)
 
 
 def _transform_products_of_parities(*products_and_bias):
@@ -268,7 +272,13 @@ def _transform_products_of_parities(*products_and_bias):
     *products, bias = products_and_bias
     pairs = [(rows, columns) for rows in _DOUBLED for columns in _DOUBLED]
     outputs = [_transform(part, *pair) for part, pair in zip(products, pairs)]
-    return _by_position(ops.stack([ops.stack(outputs[:2]), ops.stack(outputs[2:])])) + bias
+    outputs = ops.stack([ops.stack(outputs[:2]), ops.stack(outputs[2:])])
+    return _biased(_by_position(outputs), bias)
+
+
+def _biased(x, bias):
+    """The sum, in the bias's dtype."""
+    return ops.cast(x + ops.cast(bias, "float32"), bias.dtype)
 
 
 def _transform(products, rows, columns):
