@@ -67,7 +67,7 @@ def _parser():
     add("--steps", type=int, default=5, help="guided steps of a picture")
     add("--together", type=int, default=3, help="peers that are in memory at a time")
     add("--floor", action=argparse.BooleanOptionalAction, default=accelerated)
-    add("--limit", type=float, help="seconds after which peers but the first are stopped")
+    add("--limit", type=float, help="seconds of a run after which a peer is stopped")
     add("--model", choices=("full-size", "tiny"), default="full-size")
     add("--folder", type=Path, help="keeps the checkpoint and what peers make of it, 20 GB")
     add("--json", type=Path, help="file for all values")

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from benchmarks.peers import PEERS
 from benchmarks.process import Failed, Process, Stopped
 
 # Methods of a `Peer`, in processes that live on.
@@ -81,7 +82,7 @@ class Plan(NamedTuple):
         num_steps: guided steps of a picture.
         together: how many peers live at a time.
         floor: whether to put the least time that is possible beside.
-        limit: seconds after which all but the first peer are stopped in what they do, or None.
+        limit: seconds after which runs of all but the first peer are stopped, or None.
     """
 
     folder: Path
@@ -147,11 +148,15 @@ def _measure_warm(plan, dtype, peers):
         for name in (name for name in WARM if name in wanted):
             for side in plan.sides:
                 first, rounds = Rounds(peers), Rounds(peers)
-                request = ("prepare", name, plan.arguments(name, side))
+                request = (name, plan.arguments(name, side))
                 for process in processes:
-                    first.turn(process.peer, lambda: process.ask(*request))
+                    first.turn(process.peer, lambda: process.first_run(*request))
                 rounds.reasons.update(first.reasons)
-                rounds.stopped.update(first.stopped)
+                for peer, seconds in first.stopped.items():
+                    if PEERS[peer].is_eager:
+                        rounds.stopped[peer] = seconds
+                    else:
+                        rounds.reasons[peer] = f"compiled and ran for more than {seconds:g} s"
                 for _ in range(plan.pairs):
                     for process in processes:
                         rounds.turn(process.peer, lambda: process.ask("run"))
@@ -193,14 +198,13 @@ def _measure_fresh(plan, dtype, side):
 def _fresh_picture(plan, dtype, side, peer, cache):
     start = time.perf_counter()
     process = plan.start(peer, dtype, KDIFFUSION_COMPILE_CACHE=cache)
-    load = plan.limit  # what it has taken at least if it is stopped there
 
     def taken():
         return {"load": load, "cold": time.perf_counter() - start, "memory": process.memory()}
 
     try:
         load = process.ask("load")
-        process.ask("prepare", "picture", plan.arguments("picture", side))
+        process.first_run("picture", plan.arguments("picture", side))
         return taken()
     except Stopped:
         raise Stopped(taken()) from None

@@ -31,7 +31,7 @@ class Stopped(Exception):
 class Process:
     """A peer's process; it starts at once and waits, without using the processor, for its turn.
 
-    An answer that takes longer than `limit` seconds ends it.
+    A run that takes longer than `limit` seconds ends it.
     """
 
     def __init__(
@@ -63,10 +63,11 @@ class Process:
             Stopped: With the limit.
         """
         if self.memory_when_stopped is not None:
-            raise Failed(f"it was stopped after {self.limit:g} s of a measure before")
+            raise Failed(f"it was stopped after {self.limit:g} s of a run before")
         try:
             print(json.dumps(request), file=self.process.stdin, flush=True)
-            if not select.select([self.process.stdout], [], [], self.limit)[0]:
+            limit = self.limit if request == ("run",) else None
+            if not select.select([self.process.stdout], [], [], limit)[0]:
                 self.memory_when_stopped = self.memory()
                 self.process.kill()
                 raise Stopped(self.limit)
@@ -81,6 +82,11 @@ class Process:
         if "error" in answer:
             raise Failed(answer["error"])
         return answer["answer"]
+
+    def first_run(self, method, arguments):
+        """Choose what is run, and run it once; the seconds include its compilation."""
+        self.ask("choose", method, arguments)
+        return self.ask("run")
 
     def memory(self):
         """Its highest resident memory so far, in bytes."""

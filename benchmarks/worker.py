@@ -1,7 +1,7 @@
 """The side of a peer: a process that does what it is told, a line at a time.
 
-Requests and answers are JSON, one a line: `["load"]`, `["prepare", method, arguments]` and
-`["run"]` answer seconds.
+Requests and answers are JSON, one a line: `["load"]` and `["run"]` answer seconds,
+`["choose", method, arguments]`, which says what is run, nothing.
 """
 
 from __future__ import annotations
@@ -49,12 +49,10 @@ class Worker:
     def load(self):
         return _seconds(self.peer.load)
 
-    def prepare(self, method, arguments):
-        """Choose what is measured, and run it once; the seconds include its compilation."""
+    def choose(self, method, arguments):
         if not hasattr(self.peer, method):
             raise Unavailable(f"it offers nothing to measure as {method!r}")
         self.function = getattr(self.peer, method)(*arguments)
-        return self.run()
 
     def run(self):
         return _seconds(self.function)

@@ -28,11 +28,13 @@ class Row(NamedTuple):
         module: str, a module of this package.
         frameworks: those of `FRAMEWORKS` that it is made with; the others are hidden from it.
         environment: dictionary of environment variables.
+        is_eager: bool, whether its first run, which compiles nothing, takes as long as any other.
     """
 
     module: str
     frameworks: tuple[str, ...]
     environment: dict[str, str] = {}
+    is_eager: bool = False
 
 
 # What takes time and memory wherever it is installed: TensorFlow imports JAX, Keras matplotlib, and
@@ -45,7 +47,7 @@ _TENSORFLOW = {"KERAS_BACKEND": "tensorflow", "TF_ENABLE_ONEDNN_OPTS": "1"}
 PEERS = {
     "kdiffusion": Row("kdiffusion", ("tensorflow",), _TENSORFLOW),
     "kdiffusion-jax": Row("kdiffusion", ("tensorflow", "jax"), {"KERAS_BACKEND": "jax"}),
-    "diffusers": Row("diffusers", ("torch",)),
+    "diffusers": Row("diffusers", ("torch",), is_eager=True),
     "diffusers-compiled": Row("diffusers", ("torch",), {"BENCHMARK_COMPILE": "1"}),
     "kerascv": Row("kerascv", ("tensorflow",), _TENSORFLOW),
     "zeromodels": Row("zeromodels", FRAMEWORKS, _TENSORFLOW),
