@@ -80,8 +80,9 @@ def has_flash_attention() -> bool:
 def prefers_float32(dtype: Any) -> bool:
     """Whether what is large is computed sooner, and more exactly, if it is cast to float32 first.
 
-    So it is with bfloat16 in TensorFlow on a processor that has no arithmetic of it: oneDNN leaves
-    it alone, and other kernels cast piece by piece and round in between. XLA casts by itself.
+    So it is with bfloat16 in TensorFlow on a processor that has no arithmetic of it: oneDNN's
+    kernels emulate it or are left out, and others cast piece by piece and round in between. XLA
+    casts by itself.
 
     Args:
         dtype: of a tensor.
