@@ -54,7 +54,8 @@ def benchmark(measure, side, peers, folder, arguments):
     with tempfile.NamedTemporaryFile(suffix=".json") as file:
         command = [sys.executable, "-m", "benchmarks", "--peers", "kdiffusion", *peers]
         command += ["--measures", measure, "--sizes", str(side), "--dtypes", *DTYPES]
-        command += ["--pairs", str(arguments.pairs), "--folder", folder, "--json", file.name]
+        command += ["--pairs", str(arguments.pairs), "--fresh-pairs", str(min(arguments.pairs, 3))]
+        command += ["--folder", folder, "--json", file.name]
         if arguments.limit:
             command += ["--limit", str(arguments.limit)]
         subprocess.run(command, cwd=ROOT, check=True)
