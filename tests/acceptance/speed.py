@@ -5,7 +5,7 @@
 
 Bars: a guided step of 32x32 latents at most 0.75 of diffusers' time in float32 and 0.95 in
 bfloat16; a whole 512x512 picture of 5 guided steps at most 0.8 of diffusers' and 0.6 of KerasCV's;
-its peak memory at most diffusers'. Each dtype is compared with itself. Takes 80 minutes of a
+its peak memory at most diffusers'. Each dtype is compared with itself. Takes three hours of a slow
 machine that does nothing else and 16 GB of memory; `--folder` keeps the weights, 9 GB. A peer that
 takes longer than `--limit` is stopped, and the ratio to what it had taken by then is what must not
 be above the bar: on a processor without bfloat16 arithmetic diffusers needs hours for a picture.
