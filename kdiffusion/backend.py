@@ -6,6 +6,7 @@ Beside it only `compilation`, `graphs`, `training.gradients` and `training.augme
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -19,8 +20,9 @@ from kdiffusion import processor
 # Bytes; what XLA asks for, and a multiple of what Eigen and oneDNN do.
 _ALIGNMENT = 64
 
-# Bytes; a feature map of 512x512 and 128 channels.
-_REGION = 2**27
+# Bytes. At 512x512 the decoder has a map of 256 channels and two of 128 at a time, beside which
+# less than the first is needed.
+_REGIONS = (2**25, 2**27, 2**27, 2**28)
 
 
 def name() -> str:
@@ -53,16 +55,18 @@ def on_accelerator() -> bool:
     return bool(tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("TPU"))
 
 
+@functools.cache
 def reserve_memory() -> None:
-    """Let TensorFlow's allocator on the CPU begin with a large region, which is not touched.
+    """Let TensorFlow's allocator on the CPU begin with large regions, which are not touched.
 
-    Its regions double from 2 MiB on. In the many small ones that the first feature maps leave no
-    larger one finds a place: a picture of 512x512 took 0.12 GB more.
+    By itself it doubles them from 2 MiB on. A large map finds no place in what smaller ones leave
+    of such regions, and takes the next: a picture of 512x512 took up to 0.35 GB more, by chance.
     """
     if name() == "tensorflow" and not on_accelerator():
         import tensorflow as tf
 
-        tf.raw_ops.Empty(shape=(_REGION,), dtype=tf.uint8)
+        # All at a time, so that each is a region.
+        _ = [tf.raw_ops.Empty(shape=(size,), dtype=tf.uint8) for size in _REGIONS]
 
 
 def has_flash_attention() -> bool:
