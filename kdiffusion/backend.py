@@ -60,7 +60,7 @@ def reserve_memory() -> None:
     """Let TensorFlow's allocator on the CPU begin with large regions, which are not touched.
 
     By itself it doubles them from 2 MiB on. A large map finds no place in what smaller ones leave
-    of such regions, and takes the next: a picture of 512x512 took up to 0.35 GB more, by chance.
+    of such regions, and takes the next: a picture of 512x512 took up to 0.25 GB more, by chance.
     """
     if name() == "tensorflow" and not on_accelerator():
         import tensorflow as tf
