@@ -129,6 +129,11 @@ def test_it_is_as_exact_as_plain_sums(channels):
     assert error(winograd.convolve_doubled, doubled(x)) < 2e-6
 
 
+@pytest.mark.parametrize("channels, parts", [(320, 1), (1280, 4), (1920, 6), (480, 2), (331, 1)])
+def test_channels_are_summed_up_in_few_equal_parts(channels, parts):
+    assert winograd._num_sums(channels) == parts
+
+
 def test_layers_use_it_and_learn_from_the_plain_one(layer, monkeypatch):
     x = numbers(2, 16, 12, 4)
     layer.build(x.shape)

@@ -256,8 +256,9 @@ def _multiplication(kernel, rows, columns):
 
 
 def _num_sums(channels):
-    """How many equal parts channels are summed up in."""
-    return next(n for n in range(-(-channels // _MAX_SUM), channels + 1) if channels % n == 0)
+    """How many equal parts channels are summed up in; 1 where that would be far too many."""
+    least = -(-channels // _MAX_SUM)
+    return next((n for n in range(least, 4 * least) if channels % n == 0), 1)
 
 
 def _transform_input(padded, sums):
