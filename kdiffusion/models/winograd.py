@@ -22,7 +22,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from kdiffusion import backend, compilation
+from kdiffusion import backend, compilation, processor
 from kdiffusion.models import kernels
 
 # Positions, in all images of a batch, from which on transforming the kernel is repaid; for doubled
@@ -37,8 +37,8 @@ _WORTH_COMPILING = 2**31
 # and of transformed inputs and products, above which rows of tiles go through in strips.
 _MAX_KERNEL, _MAX_TILES = 2**27, 2**25
 
-# Channels that are summed up at a time. oneDNN's kernels of AVX512 sum any number one after the
-# other, and 1280 would be off by 2.6e-6.
+# Channels that are summed up at a time with AVX512. oneDNN's kernels sum any number one after the
+# other there: 1280 would be off by 2.6e-6.
 _MAX_SUM = 320
 
 _SIZE, _TILE = 4, 6
@@ -257,6 +257,8 @@ def _multiplication(kernel, rows, columns):
 
 def _num_sums(channels):
     """How many equal parts channels are summed up in; 1 where that would be far too many."""
+    if "avx512f" not in processor.flags():
+        return 1
     least = -(-channels // _MAX_SUM)
     return next((n for n in range(least, 4 * least) if channels % n == 0), 1)
 
