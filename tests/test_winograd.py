@@ -46,6 +46,10 @@ def layer(request, monkeypatch):
     """Any convolution goes through `winograd`, where the backend has it."""
     for bound in ("_MAX_KERNEL", "_MAX_TILES"):
         monkeypatch.setattr(winograd, bound, request.param)
+    if request.param == 1:
+        flags = processor.flags() | {"avx512f"}
+        monkeypatch.setattr(processor, "flags", lambda *_: flags)
+        monkeypatch.setattr(winograd, "_MAX_SUM", 32)
     for bound in ("_WORTH_COMPILING", "_MIN_POSITIONS", "_MIN_POSITIONS_DOUBLED", "_MIN_CHANNELS"):
         monkeypatch.setattr(winograd, bound, 0)
     return Convolution(5, 3, padding="same", data_format="channels_last")
