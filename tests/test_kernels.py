@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from keras import ops
 
-from kdiffusion import backend, compilation
+from kdiffusion import backend, compilation, processor
 from kdiffusion.models import kernels
-from kdiffusion.models.layers import Convolution, Upsample
+from kdiffusion.models.layers import Convolution, Linear, Upsample
 from kdiffusion.models.norms import LayerNorm
 
 
@@ -70,16 +70,82 @@ def test_softmax_goes_through_float32(run, dtype):
     np.testing.assert_allclose(result, expected, rtol=1.1 * half_unit, atol=1e-7)
 
 
-@pytest.mark.parametrize("batch, height, width", [(1, 2, 3), (2, 8, 8), (3, 1, 1)])
-def test_small_feature_maps_are_convolved_the_same(monkeypatch, batch, height, width):
-    layer = Convolution(5, 3, padding="same", data_format="channels_last")
+@pytest.mark.parametrize("padding, strides", [("same", 1), ("valid", 1), ("valid", 2)])
+@pytest.mark.parametrize("batch, height, width", [(1, 3, 4), (2, 8, 8), (3, 3, 3)])
+def test_small_feature_maps_are_convolved_the_same(
+    monkeypatch, padding, strides, batch, height, width
+):
+    layer = Convolution(5, 3, strides=strides, padding=padding, data_format="channels_last")
     x = numbers(batch, height, width, 4)
     layer.build(x.shape)
     layer.set_weights([numbers(3, 3, 4, 5), numbers(5)])
-    assert kernels.is_small(ops.convert_to_tensor(x)) != backend.on_accelerator()
+    products, genuine = [], kernels.convolve_small
+    monkeypatch.setattr(
+        kernels, "convolve_small", lambda *inputs: products.append(inputs) or genuine(*inputs)
+    )
     as_product = ops.convert_to_numpy(layer(x))
-    monkeypatch.setattr(kernels, "is_small", lambda x: False)
+    assert len(products) == (not backend.on_accelerator())
+    monkeypatch.setattr(kernels, "is_small", lambda shape: False)
     np.testing.assert_allclose(as_product, ops.convert_to_numpy(layer(x)), rtol=1e-4, atol=1e-3)
+
+
+def test_small_feature_maps_have_few_positions():
+    assert kernels.is_small((2, 8, 8, 999)) != backend.on_accelerator()
+    assert not kernels.is_small((2, 8, 9, 1))
+    assert not kernels.is_small((None, 8, 8, 1))
+
+
+@pytest.fixture
+def long(monkeypatch):
+    """Whether any tokens are many, on any processor."""
+    monkeypatch.setattr(processor, "flags", lambda: frozenset({"avx512f"}))
+    monkeypatch.setattr(kernels, "_MANY_TOKENS", 6)
+    return backend.name() == "tensorflow" and not backend.on_accelerator()
+
+
+@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16", "bfloat16"])
+def test_many_tokens_are_multiplied_the_same(long, monkeypatch, policy):
+    layer = Linear(5, dtype=policy)
+    x = ops.cast(numbers(2, 3, 4), layer.compute_dtype)
+    layer.build(x.shape)
+    layer.set_weights([numbers(4, 5), numbers(5)])
+    convolutions, genuine = [], kernels.multiply_long
+    monkeypatch.setattr(
+        kernels, "multiply_long", lambda *inputs: convolutions.append(inputs) or genuine(*inputs)
+    )
+
+    def value_and_gradient():
+        parts = backend.value_and_gradient(lambda x: ops.sum(ops.square(layer(x))), x)
+        return [ops.convert_to_numpy(ops.cast(part, "float32")) for part in parts]
+
+    computed = value_and_gradient()
+    assert len(convolutions) == long
+    monkeypatch.setattr(kernels, "is_long", lambda x: False)
+    for ours, expected in zip(computed, value_and_gradient()):
+        np.testing.assert_allclose(ours, expected, rtol=1e-5 if policy == "float32" else 2e-2)
+
+
+def test_weights_learn_the_same_from_many_tokens(long):
+    x, kernel, bias = numbers(2, 3, 4), numbers(4, 5), numbers(5)
+
+    def gradient(function):
+        return ops.convert_to_numpy(
+            backend.value_and_gradient(
+                lambda kernel: ops.sum(ops.square(function(x, kernel, bias))),
+                ops.convert_to_tensor(kernel),
+            )[1]
+        )
+
+    plain = gradient(lambda x, kernel, bias: ops.matmul(x, kernel) + bias)
+    np.testing.assert_allclose(gradient(kernels.multiply_long), plain, rtol=1e-5, atol=1e-4)
+
+
+def test_many_tokens_are_those_of_a_sequence_with_avx512(long, monkeypatch):
+    assert kernels.is_long(ops.zeros((2, 3, 1))) == long
+    assert not kernels.is_long(ops.zeros((1, 5, 1)))
+    assert not kernels.is_long(ops.zeros((1, 2, 3, 1)))
+    monkeypatch.setattr(processor, "flags", lambda: frozenset({"avx2"}))
+    assert not kernels.is_long(ops.zeros((2, 3, 1)))
 
 
 @pytest.mark.parametrize("filters, dtype", [(3, "float32"), (4, "float32"), (3, "bfloat16")])
@@ -98,11 +164,10 @@ def test_many_channels_are_convolved_to_few_the_same(monkeypatch, filters, dtype
     np.testing.assert_allclose(as_product, plain, rtol=1e-4, atol=1e-3)
 
 
-def test_only_same_size_convolutions_of_3x3_are_products(monkeypatch):
-    products = []
-    genuine = kernels.convolve_small
+def test_only_convolutions_of_3x3_whose_padding_is_known_are_products(monkeypatch):
+    products, genuine = [], kernels.convolve_small
     monkeypatch.setattr(
-        kernels, "convolve_small", lambda x, kernel: products.append(x) or genuine(x, kernel)
+        kernels, "convolve_small", lambda *inputs: products.append(inputs) or genuine(*inputs)
     )
     x = numbers(1, 6, 6, 2)
 
@@ -111,7 +176,7 @@ def test_only_same_size_convolutions_of_3x3_are_products(monkeypatch):
 
     assert height(kernel_size=1, padding="same") == 6
     assert height(kernel_size=3, padding="same", strides=2) == 3
-    assert height(kernel_size=3, padding="valid") == 4
+    assert height(kernel_size=2, padding="valid") == 5
     assert not products
     assert height(kernel_size=3, padding="same") == 6
     assert len(products) == (not backend.on_accelerator())
@@ -154,7 +219,13 @@ def test_upsampling_compiles_with_the_weights_that_it_has(run):
     np.testing.assert_allclose(run(layer, x), ops.convert_to_numpy(layer(x)), rtol=1e-5, atol=1e-5)
 
 
-def test_doubled_maps_are_those_of_many_positions():
-    x = ops.zeros((2, 3, 4, 24))
-    assert kernels.are_many(x) != backend.on_accelerator()
-    assert not kernels.are_many(ops.zeros((2, 3, 4, 25)))
+@pytest.mark.parametrize(
+    "dtype, has_bfloat16, channels",
+    [("float32", True, 24), ("bfloat16", True, 96), ("bfloat16", False, 24)],
+)
+def test_doubled_maps_are_those_of_many_positions(monkeypatch, dtype, has_bfloat16, channels):
+    monkeypatch.setattr(processor, "has_bfloat16", lambda: has_bfloat16)
+    if backend.name() != "tensorflow" and dtype == "bfloat16":
+        channels = 96
+    assert kernels.are_many(ops.zeros((2, 3, 4, channels), dtype)) != backend.on_accelerator()
+    assert not kernels.are_many(ops.zeros((2, 3, 4, channels + 1), dtype))

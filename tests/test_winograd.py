@@ -41,15 +41,18 @@ def doubled(x):
     return np.repeat(np.repeat(x, 2, axis=1), 2, axis=2)
 
 
-@pytest.fixture(params=[2**27, 1], ids=["whole", "parts"])
+@pytest.fixture(params=["one strip", "strips", "strips, kernel in turn", "tiles of 2x4"])
 def layer(request, monkeypatch):
     """Any convolution goes through `winograd`, where the backend has it."""
-    for bound in ("_MAX_KERNEL", "_MAX_TILES"):
-        monkeypatch.setattr(winograd, bound, request.param)
-    if request.param == 1:
+    if request.param != "one strip":
+        for bound in ("_MAX_TILES", "_STRIP"):
+            monkeypatch.setattr(winograd, bound, 1)
+    if request.param == "strips, kernel in turn":
+        monkeypatch.setattr(winograd, "_MAX_KERNEL", 1)
+    if request.param == "tiles of 2x4":
         flags = processor.flags() | {"avx512f"}
         monkeypatch.setattr(processor, "flags", lambda *_: flags)
-        monkeypatch.setattr(winograd, "_MAX_SUM", 32)
+        monkeypatch.setattr(winograd, "_MANY_CHANNELS", 1)
     for bound in ("_WORTH_COMPILING", "_MIN_POSITIONS", "_MIN_POSITIONS_DOUBLED", "_MIN_CHANNELS"):
         monkeypatch.setattr(winograd, bound, 0)
     return Convolution(5, 3, padding="same", data_format="channels_last")
@@ -119,7 +122,7 @@ def test_what_comes_before_is_computed_in_strips_too(layer, batch, height, width
 
 
 @pytest.mark.skipif(not winograd_is_here(), reason="JAX computes plain convolutions")
-@pytest.mark.parametrize("channels", [320, 1280])
+@pytest.mark.parametrize("channels", [320, 640, 1280])
 def test_it_is_as_exact_as_plain_sums(channels):
     x, kernel = numbers(1, 16, 16, channels), numbers(3, 3, channels, 16)
 
@@ -133,12 +136,12 @@ def test_it_is_as_exact_as_plain_sums(channels):
     assert error(winograd.convolve_doubled, doubled(x)) < 2e-6
 
 
-@pytest.mark.parametrize("channels, parts", [(320, 1), (1280, 4), (1920, 6), (480, 2), (331, 1)])
-def test_channels_are_summed_up_in_few_equal_parts_with_avx512(monkeypatch, channels, parts):
-    monkeypatch.setattr(processor, "flags", lambda: frozenset({"avx512f"}))
-    assert winograd._num_sums(channels) == parts
-    monkeypatch.setattr(processor, "flags", lambda: frozenset({"avx2"}))
-    assert winograd._num_sums(channels) == 1
+@pytest.mark.parametrize(
+    "flag, channels, size", [("avx512f", 640, 4), ("avx512f", 960, 2), ("avx2", 960, 4)]
+)
+def test_tiles_of_many_channels_are_smaller_with_avx512(monkeypatch, flag, channels, size):
+    monkeypatch.setattr(processor, "flags", lambda: frozenset({flag}))
+    assert winograd._size_of_rows(channels) == size
 
 
 def test_layers_use_it_and_learn_from_the_plain_one(layer, monkeypatch):

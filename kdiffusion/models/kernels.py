@@ -9,17 +9,21 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 import operator
 
 import keras
 from keras import ops
 
-from kdiffusion import backend, compilation
+from kdiffusion import backend, compilation, processor
 
 # Positions of a feature map, in all images of a batch, up to which a 3x3 convolution is limited by
 # reading its kernel, not by arithmetic. There, one matrix product is up to three times as fast on
 # a CPU as the convolutions of oneDNN and XLA, which first bring the kernel into another order.
 _FEW_POSITIONS = 128
+
+# Tokens, of a whole batch, from which on oneDNN's convolutions are faster than its products.
+_MANY_TOKENS = 2048
 
 # Positions of a feature map that are summed up at a time.
 _RUN = 32
@@ -104,33 +108,74 @@ def gated_gelu(x):
     return compilation.fuse(_gated_gelu)(x)
 
 
-def is_small(x):
-    """Whether a feature map is one for `convolve_small`, as far as its shape is known."""
-    return (
-        None not in x.shape[:3]
-        and x.shape[0] * x.shape[1] * x.shape[2] <= _FEW_POSITIONS
-        and not backend.on_accelerator()
-    )
+def is_small(shape):
+    """Whether a 3x3 convolution is one for `convolve_small`, as far as its results' shape is known.
+
+    Args:
+        shape: (batch, height, width, filters) of the results.
+    """
+    positions = shape[:3]
+    few = None not in positions and math.prod(positions) <= _FEW_POSITIONS
+    return few and not backend.on_accelerator()
 
 
-def convolve_small(x, kernel):
-    """3x3 convolution of stride 1 that keeps the size, as one matrix product.
+def convolve_small(x, kernel, stride=1):
+    """3x3 convolution without padding, as one matrix product.
 
     Args:
         x: (batch, height, width, channels).
         kernel: (3, 3, channels, filters).
+        stride: int.
 
     Returns:
-        (batch, height, width, filters).
+        (batch, (height - 3) // stride + 1, (width - 3) // stride + 1, filters).
     """
-    _, height, width, channels = x.shape
-    padded = ops.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    height, width, channels = x.shape[1:]
     # In two steps, which are fewer operations to trace than nine slices.
-    rows = ops.concatenate([padded[:, :, j : j + width] for j in range(3)], axis=-1)
-    patches = ops.concatenate([rows[:, i : i + height] for i in range(3)], axis=-1)
-    patches = ops.reshape(patches, (-1, 9 * channels))
-    product = ops.matmul(patches, ops.reshape(kernel, (9 * channels, -1)))
-    return ops.reshape(product, (-1, height, width, kernel.shape[-1]))
+    rows = ops.concatenate([x[:, :, j : width - 2 + j : stride] for j in range(3)], axis=-1)
+    patches = ops.concatenate([rows[:, i : height - 2 + i : stride] for i in range(3)], axis=-1)
+    product = ops.matmul(
+        ops.reshape(patches, (-1, 9 * channels)), ops.reshape(kernel, (9 * channels, -1))
+    )
+    return ops.reshape(product, (-1, *patches.shape[1:3], kernel.shape[-1]))
+
+
+def is_long(x):
+    """Whether there are tokens enough for `multiply_long`, as far as their number is known."""
+    return (
+        backend.name() == "tensorflow"
+        and not backend.on_accelerator()
+        and "avx512f" in processor.flags()
+        and len(x.shape) == 3
+        and None not in x.shape
+        and x.shape[0] * x.shape[1] >= _MANY_TOKENS
+    )
+
+
+def multiply_long(x, kernel, bias):
+    """A dense layer over many tokens, as a 1x1 convolution.
+
+    oneDNN's convolutions add the bias where they are. Its matrix products would too, if graphs went
+    through TensorFlow's optimizer.
+
+    Args:
+        x: (batch, tokens, width).
+        kernel: (width, units).
+        bias: (units,).
+
+    Returns:
+        (batch, tokens, units).
+    """
+
+    def product(x, kernel, bias):
+        return ops.matmul(x, kernel) + bias
+
+    def convolution(x, kernel, bias):
+        # Keras's sum with a vector is the operation that oneDNN's convolutions take in.
+        kernel = kernel[None, None]
+        return ops.add(ops.conv(x[:, None], kernel, data_format="channels_last"), bias)[:, 0]
+
+    return backend.with_gradient_of(product, convolution)(x, kernel, bias)
 
 
 def yields_few(x, kernel):
@@ -177,15 +222,15 @@ def _sum_of_neighbours(products):
 
 
 def are_many(x):
-    """Whether positions of a feature map are no fewer than channels, as far as these are known.
+    """Whether `convolve_doubled` pays, as far as shapes are known: positions repay its kernels.
 
-    Then `convolve_doubled` makes its kernels in no time beside what it does with them.
+    In float32 they have to be as many as channels: the doubled map is one for `winograd`.
     """
-    return (
-        None not in x.shape
-        and x.shape[0] * x.shape[1] * x.shape[2] >= x.shape[3]
-        and not backend.on_accelerator()
-    )
+    if None in x.shape or backend.on_accelerator():
+        return False
+    dtype = keras.backend.standardize_dtype(x.dtype)
+    least = x.shape[3] if dtype == "float32" or backend.prefers_float32(dtype) else x.shape[3] / 4
+    return math.prod(x.shape[:3]) >= least
 
 
 def convolve_doubled(x, kernel, bias):

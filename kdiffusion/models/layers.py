@@ -68,7 +68,7 @@ class Block(keras.layers.Layer):
         )
 
     def dense(self, units, name, use_bias=True):
-        return keras.layers.Dense(
+        return Linear(
             units,
             use_bias=use_bias,
             kernel_initializer=self.kernel_initializer,
@@ -137,6 +137,16 @@ class SkipConnection(keras.layers.Concatenate):
 
 
 @_serializable
+class Linear(keras.layers.Dense):
+    """Keras's dense layer, computed as a convolution where that is faster."""
+
+    def call(self, inputs, training=None):
+        if self.bias is None or not kernels.is_long(inputs):
+            return super().call(inputs, training)
+        return kernels.multiply_long(inputs, *map(ops.convert_to_tensor, (self.kernel, self.bias)))
+
+
+@_serializable
 class Convolution(keras.layers.Conv2D):
     """Keras's convolution, computed by matrix products where these are faster."""
 
@@ -144,8 +154,11 @@ class Convolution(keras.layers.Conv2D):
         if (self.kernel_size, self.strides) == ((1, 1), (1, 1)):
             return ops.matmul(inputs, kernel[0, 0])
         same_size = (self.kernel_size, self.strides, self.padding) == ((3, 3), (1, 1), "same")
-        if same_size and kernels.is_small(inputs):
-            return kernels.convolve_small(inputs, kernel)
+        padded = (self.kernel_size, self.padding) == ((3, 3), "valid")
+        if (same_size or padded) and kernels.is_small(self.compute_output_shape(inputs.shape)):
+            if same_size:
+                inputs = ops.pad(inputs, ((0, 0), (1, 1), (1, 1), (0, 0)))
+            return kernels.convolve_small(inputs, kernel, self.strides[0])
         if same_size and kernels.yields_few(inputs, kernel):
             return kernels.convolve_to_few(inputs, kernel)
         if same_size and winograd.pays(inputs, kernel):

@@ -3,9 +3,12 @@
 A tile of 4x4 outputs is made of 6x6 inputs. Both they and the kernel are polynomials of which the
 values at six points of each axis are multiplied: 36 products of each pair of channels take the
 place of 144. With the points 0, 5/8, -5/8, 3/2, -3/2 and infinity float32 results are off by 1.2e-6
-to 1.7e-6 (relative L2), where plain convolutions are off by 0.9e-6 to 1.9e-6 (TensorFlow with
-AVX512, PyTorch with AVX2) or, PyTorch with AVX512, by 0.3e-6; with the usual 1, -1, 2, -2 it would
-be twice as much (Barabasz et al. 2020, arXiv:1803.10986, choose points for that).
+to 2e-6 (relative L2), where plain convolutions are off by 0.9e-6 to 1.9e-6 (TensorFlow with AVX512,
+PyTorch with AVX2) or, PyTorch with AVX512, by 0.3e-6; with the usual 1, -1, 2, -2 it would be twice
+as much (Barabasz et al. 2020, arXiv:1803.10986, choose points for that).
+
+Tiles of 2x4 outputs, 24 products in the place of 72, are more exact, 1.2e-6 to 1.6e-6. Their
+kernels are two thirds as large, which counts where there are few tiles.
 
 Half precision would round the transformed inputs, so they are float32 in any case; bfloat16 goes
 this way only where a processor has no arithmetic of it.
@@ -14,9 +17,10 @@ this way only where a processor has no arithmetic of it.
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 import operator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -33,56 +37,75 @@ _MIN_POSITIONS, _MIN_POSITIONS_DOUBLED = 512, 2048
 _MIN_CHANNELS = 128
 _WORTH_COMPILING = 2**31
 
-# Bytes that are there at a time: of a transformed kernel, above which points go through row by row,
-# and of transformed inputs and products, above which rows of tiles go through in strips.
-_MAX_KERNEL, _MAX_TILES = 2**27, 2**25
+# Bytes: of transformed inputs and products up to which all rows of tiles go through at once, and of
+# those of a strip of rows otherwise; of a transformed kernel that all strips may share.
+_MAX_TILES, _STRIP, _MAX_KERNEL = 2**27, 2**25, 2**27
 
-# Channels that are summed up at a time with AVX512. oneDNN's kernels sum any number one after the
-# other there: 1280 would be off by 2.6e-6.
-_MAX_SUM = 320
-
-_SIZE, _TILE = 4, 6
-_POINTS = (0.0, 0.625, -0.625, 1.5, -1.5)
+# Channels from which on tiles are of 2x4 outputs with AVX512: oneDNN's kernels sum any number one
+# after the other there, and of 4x4 outputs 1280 channels would be off by 2.6e-6.
+_MANY_CHANNELS = 641
 
 
-def _matrices():
-    """Lavin & Gray's G, Aᵀ and Bᵀ of these points (Cook & Toom; infinity is the last row)."""
-    others = [[p for p in _POINTS if p != point] for point in _POINTS]
-    infinity = np.eye(_TILE)[-1]
-    kernel = [np.array([1, p, p * p]) / np.prod(p - np.array(o)) for p, o in zip(_POINTS, others)]
-    inputs = [[*np.poly(other)[::-1], 0.0] for other in others] + [np.poly(_POINTS)[::-1]]
-    outputs = np.vander(_POINTS, _SIZE, increasing=True)
-    return (
-        np.array([*kernel, [0, 0, 1]]),
-        np.column_stack([outputs.T, infinity[-_SIZE:]]),
-        np.array(inputs),
-    )
-
-
-_KERNEL, _OUTPUTS, _INPUTS = _matrices()
-
-
-class _Axis(NamedTuple):
+class _Kernel(NamedTuple):
     """What makes the outputs along one axis, or those of one parity on a doubled map.
 
     Args:
-        points: slice of the six, those at which the kernel is not zero.
-        kernel: (points, 3), for the weights.
-        outputs: (4, points), for the products.
+        points: slice of all of them, those at which the kernel is not zero.
+        weights: (points, 3), Lavin & Gray's G.
+        outputs: (size, points), their Aᵀ.
     """
 
     points: slice
-    kernel: np.ndarray
+    weights: np.ndarray
     outputs: np.ndarray
 
 
-_PLAIN = (_Axis(slice(0, 6), _KERNEL, _OUTPUTS),)
-# An even output sees the input before its own and, by two weights, its own; an odd one its own and
-# the next. A kernel that ends with a zero is zero at infinity, one that begins with it at 0.
-_DOUBLED = (
-    _Axis(slice(0, 5), (_KERNEL @ [[1, 0, 0], [0, 1, 1], [0, 0, 0]])[:5], _OUTPUTS[:, :5]),
-    _Axis(slice(1, 6), (_KERNEL @ [[0, 0, 0], [1, 1, 0], [0, 0, 1]])[1:], _OUTPUTS[:, 1:]),
-)
+class _Axis(NamedTuple):
+    """The F(size, 3) of one axis.
+
+    Args:
+        size: int, outputs of a tile.
+        inputs: (points, size + 2), Lavin & Gray's Bᵀ.
+        plain: `_Kernel`s, one.
+        doubled: `_Kernel`s of even and odd outputs.
+    """
+
+    size: int
+    inputs: np.ndarray
+    plain: tuple[_Kernel, ...]
+    doubled: tuple[_Kernel, ...]
+
+
+def _axis(points):
+    """The `_Axis` of 0, of pairs of such points (Cook & Toom) and of infinity, which is the last.
+
+    What divides a value, here by the inputs, is 1 where the kernel's is a weight of its own.
+    """
+    count, size = len(points) + 1, len(points) - 1
+    others = [[p for p in points if p != point] for point in points]
+    inputs = np.array([[*np.poly(other)[::-1], 0.0] for other in others] + [np.poly(points)[::-1]])
+    weights = np.array([*np.vander(points, 3, increasing=True), [0, 0, 1]])
+    scales = np.array([*(np.prod(p - np.array(o)) for p, o in zip(points, others)), 1.0])
+    inputs[0] /= scales[0]
+    weights[1:] /= scales[1:, None]
+    outputs = np.column_stack([np.vander(points, size, increasing=True).T, np.eye(count)[-1, 2:]])
+    # An even output sees the input before its own and, by two weights, its own; an odd one its own
+    # and the next. A kernel that ends with zero is zero at infinity, one that begins with it at 0.
+    even = (weights @ [[1, 0, 0], [0, 1, 1], [0, 0, 0]])[:-1]
+    odd = (weights @ [[0, 0, 0], [1, 1, 0], [0, 0, 1]])[1:]
+    return _Axis(
+        size,
+        inputs,
+        (_Kernel(slice(0, count), weights, outputs),),
+        (
+            _Kernel(slice(0, count - 1), even, outputs[:, :-1]),
+            _Kernel(slice(1, count), odd, outputs[:, 1:]),
+        ),
+    )
+
+
+# By their numbers of outputs.
+_AXES = {2: _axis((0.0, 1.0, -1.0)), 4: _axis((0.0, 0.625, -0.625, 1.5, -1.5))}
 
 
 def pays(x, kernel, doubled=False):
@@ -128,7 +151,7 @@ def convolve(x, kernel, bias, finish=None, *values):
         return ops.conv(finished, kernel, padding="same", data_format="channels_last") + bias
 
     def fast(x, kernel, bias, *values):
-        return _convolve(x, kernel, bias, _PLAIN, finish, *values)
+        return _convolve(x, kernel, bias, False, finish, *values)
 
     # By gradients of its own it would have to keep three feature maps for each.
     return backend.with_gradient_of(plain, fast)(x, kernel, bias, *values)
@@ -148,29 +171,31 @@ def convolve_doubled(x, kernel, bias):
         (batch, 2 * height, 2 * width, filters).
     """
     computed = backend.with_gradient_of(
-        kernels.convolve_doubled, lambda x, kernel, bias: _convolve(x, kernel, bias, _DOUBLED)
+        kernels.convolve_doubled, lambda x, kernel, bias: _convolve(x, kernel, bias, True)
     )
     return computed(x, kernel, bias)
 
 
-def _convolve(x, kernel, bias, parities, finish=None, *values):
+def _convolve(x, kernel, bias, doubled, finish=None, *values):
     batch, height, width, channels = x.shape
-    filters, scale = kernel.shape[-1], len(parities)
-    high, wide = (_SIZE * -(-side // _SIZE) for side in (height, width))
+    filters, scale = kernel.shape[-1], 2 if doubled else 1
+    size = _size_of_rows(channels)
+    high, wide = size * -(-height // size), 4 * -(-width // 4)
     sides = (1, 1 + wide - width)
     kernel = ops.cast(compilation.after(kernel, x), "float32")
     bias = ops.cast(bias, x.dtype)
-    pairs = [(rows, columns) for rows in parities for columns in parities]
-    multiplications = [_multiplication(kernel, *pair) for pair in pairs]
 
-    products = sum(len(rows.kernel) * len(columns.kernel) for rows, columns in pairs)
-    tiles = batch * high * wide // _SIZE**2
-    strips = _num_strips(4 * tiles * (_TILE**2 * channels + products * filters), high // _SIZE)
+    pairs = _pairs(size, doubled)
+    points = sum(len(rows.weights) * len(columns.weights) for rows, columns in pairs)
+    tiles = batch * high * wide // (size * 4)
+    strips = _num_strips(4 * tiles * ((size + 2) * 6 * channels + points * filters), high // size)
+    in_turn = strips == 1 or 4 * points * channels * filters > _MAX_KERNEL
+    multiplications = [_multiplication(kernel, rows, columns, in_turn) for rows, columns in pairs]
     surround = compilation.fuse(_surround)
     if strips == 1:
         rows = (1, 1 + high - height)
         strip = surround(x, None, rows, sides, finish, *values)
-        result = _convolve_strip(strip, multiplications, bias)
+        result = _convolve_strip(strip, multiplications, bias, size)
     else:
         rows = high // strips
 
@@ -179,13 +204,24 @@ def _convolve(x, kernel, bias, parities, finish=None, *values):
             inside = ops.cast(places == ops.clip(places, 0, height - 1), "float32")
             strip = ops.take(x, ops.clip(places, 0, height - 1), axis=1)
             strip = surround(strip, inside, (0, 0), sides, finish, *values)
-            return _convolve_strip(strip, multiplications, bias)
+            return _convolve_strip(strip, multiplications, bias, size)
 
         shape = (batch, scale * rows, scale * wide, filters)
         result = compilation.stack_in_turn(convolve_strip, strips, shape, x.dtype, first=x)
         result = ops.moveaxis(result, 0, 1)
         result = ops.reshape(result, (batch, scale * high, scale * wide, filters))
     return result[:, : scale * height, : scale * width]
+
+
+def _size_of_rows(channels):
+    """Rows of outputs of a tile; columns are four."""
+    return 2 if channels >= _MANY_CHANNELS and "avx512f" in processor.flags() else 4
+
+
+def _pairs(size, doubled):
+    """The `_Kernel`s of rows and columns; on a doubled map, of all four pairs of parities."""
+    rows, columns = (axis.doubled if doubled else axis.plain for axis in (_AXES[size], _AXES[4]))
+    return list(itertools.product(rows, columns))
 
 
 def _surround(x, inside, rows, columns, finish, *values):
@@ -200,93 +236,96 @@ def _surround(x, inside, rows, columns, finish, *values):
 
 def _num_strips(size, tiles_high):
     """How many equal parts the rows of tiles are split into."""
-    strips = min(-(-size // _MAX_TILES), tiles_high)
+    if size <= _MAX_TILES:
+        return 1
+    strips = min(-(-size // _STRIP), tiles_high)
     return next(n for n in range(strips, tiles_high + 1) if tiles_high % n == 0)
 
 
-def _convolve_strip(padded, multiplications, bias):
+def _convolve_strip(padded, multiplications, bias, size):
     """`padded` has a row and a column more on every side than tiles of outputs."""
-    batch, height, width, channels = padded.shape
-    values = compilation.fuse(_transform_input)(padded, _num_sums(channels))
-    products = [multiply(values) for multiply in multiplications]
-    products = [
-        ops.reshape(x, (*x.shape[:3], batch, height // _SIZE, width // _SIZE, -1)) for x in products
-    ]
+    batch, height, width, _ = padded.shape
+    values = compilation.fuse(_transform_input)(padded, size)
+    products: list[Any] = []
+    for multiply in multiplications:
+        products.append(multiply(compilation.after(values, products[-1]) if products else values))
+    shape = (batch, (height - 2) // size, (width - 2) // 4, -1)
+    products = [ops.reshape(x, (*x.shape[:2], *shape)) for x in products]
     transform = _transform_products if len(products) == 1 else _transform_products_of_parities
     return compilation.fuse(transform)(*products, bias)
 
 
-def _multiplication(kernel, rows, columns):
+def _multiplication(kernel, rows, columns, in_turn):
     """The function that multiplies the values of tiles by those of a kernel, G g Gᵀ.
 
     Args:
         kernel: (3, 3, channels, filters).
-        rows, columns: `_Axis`.
+        rows, columns: `_Kernel`.
+        in_turn: bool, whether it transforms the kernel itself, for one row of points after the
+            other, which is less memory to go through, but repeated in each call.
 
     Returns:
-        Function of (6, 6, sums, tiles, channels) to (points, points, sums, tiles, filters).
+        Function of (points, points, tiles, channels), of all points, to (points, points, tiles,
+        filters), of those of `rows` and `columns`.
     """
     _, _, channels, filters = kernel.shape
-    shape = (len(rows.kernel), len(columns.kernel))
-    sums = _num_sums(channels)
-    first, second = (axis.kernel.astype(np.float32) for axis in (rows, columns))
+    first, second = (axis.weights.astype(np.float32) for axis in (rows, columns))
 
-    def transformed(first):
-        # One axis after the other: as one product of both it takes five times as long.
-        values = ops.matmul(first, ops.reshape(kernel, (3, -1)))
-        values = ops.matmul(second, ops.reshape(values, (-1, 3, channels * filters)))
-        return ops.reshape(values, (-1, shape[1], sums, channels // sums, filters))
-
-    if 4 * math.prod(shape) * channels * filters <= _MAX_KERNEL:
-        factors = transformed(first)
+    # One axis after the other: as one product of both it takes five times as long.
+    if not in_turn:
+        factors = ops.reshape(ops.matmul(first, ops.reshape(kernel, (3, -1))), (len(first), 3, -1))
+        factors = ops.matmul(second, factors)
+        factors = ops.reshape(factors, (*factors.shape[:2], channels, filters))
         return lambda values: ops.matmul(values[rows.points, columns.points], factors)
 
     def multiply(values):
-        values = values[rows.points, columns.points]
-        return compilation.map_in_turn(
-            lambda i: ops.matmul(
-                ops.take(values, i, axis=0), transformed(ops.take(first, i, axis=0)[None])[0]
-            ),
-            ops.arange(shape[0]),
-            (shape[1], sums, values.shape[3], filters),
-            "float32",
-        )
+        products: list[Any] = []
+        combined: list[Any] = []
+        for i in range(len(first)):
+            before = products[-1] if products else values
+            if not combined:
+                combined = _combined(first[i:], compilation.after(kernel, before))
+            row = ops.reshape(compilation.after(combined.pop(0), before), (3, -1))
+            factors = ops.reshape(ops.matmul(second, row), (len(second), channels, filters))
+            # Parts of a first axis need no memory of their own.
+            points = values[rows.points.start + i][columns.points]
+            products.append(ops.matmul(points, factors))
+        return ops.stack(products)
 
     return multiply
 
 
-def _num_sums(channels):
-    """How many equal parts channels are summed up in; 1 where that would be far too many."""
-    if "avx512f" not in processor.flags():
-        return 1
-    least = -(-channels // _MAX_SUM)
-    return next((n for n in range(least, 4 * least) if channels % n == 0), 1)
+def _combined(weights, kernel):
+    """A kernel's rows as the first of weights combines them, or the first two, in one reading."""
+    if np.count_nonzero(weights[0]) == 1:
+        return [kernel[np.argmax(weights[0])]]
+    return list(ops.unstack(ops.matmul(weights[:2], ops.reshape(kernel, (3, -1)))))
 
 
-def _transform_input(padded, sums):
-    """Bᵀ d B of each tile: (batch, height, width, channels) → (6, 6, sums, tiles, channels)."""
-    rows = ops.stack(_sums(_INPUTS, _every_fourth(padded, axis=1)))
-    values = ops.stack(_sums(_INPUTS, _every_fourth(rows, axis=3)), axis=1)
-    values = ops.reshape(values, (_TILE, _TILE, -1, sums, padded.shape[-1] // sums))
-    return ops.moveaxis(values, 3, 2)
+def _transform_input(padded, size):
+    """Bᵀ d B of each tile: (batch, height, width, channels) → (points, 6, tiles, channels)."""
+    rows = ops.stack(_sums(_AXES[size].inputs, _steps(padded, size, axis=1)))
+    values = ops.stack(_sums(_AXES[4].inputs, _steps(rows, 4, axis=3)), axis=1)
+    return ops.reshape(values, (size + 2, 6, -1, padded.shape[-1]))
 
 
-def _every_fourth(x, axis):
-    """The first to the sixth place of all tiles along an axis."""
-    length = x.shape[axis] - _TILE + 1
+def _steps(x, size, axis):
+    """The first to the last place of all tiles along an axis."""
+    length = x.shape[axis] - size - 1
     before = (slice(None),) * axis
-    return [x[(*before, slice(i, i + length, _SIZE))] for i in range(_TILE)]
+    return [x[(*before, slice(i, i + length, size))] for i in range(size + 2)]
 
 
 def _transform_products(products, bias):
-    """Aᵀ m A: (6, 6, sums, batch, rows, columns, filters) → (batch, height, width, filters)."""
-    return _biased(_by_position(_transform(products, _PLAIN[0], _PLAIN[0])[None, None]), bias)
+    """Aᵀ m A: (points, 6, batch, rows, columns, filters) → (batch, height, width, filters)."""
+    (pair,) = _pairs(products.shape[0] - 2, doubled=False)
+    return _biased(_by_position(_transform(products, *pair)[None, None]), bias)
 
 
 def _transform_products_of_parities(*products_and_bias):
-    """The same of each pair of parities: → (batch, 8 * rows, 8 * columns, filters)."""
+    """The same of each pair of parities: → (batch, 2 * height, 2 * width, filters)."""
     *products, bias = products_and_bias
-    pairs = [(rows, columns) for rows in _DOUBLED for columns in _DOUBLED]
+    pairs = _pairs(products[0].shape[0] - 1, doubled=True)
     outputs = [_transform(part, *pair) for part, pair in zip(products, pairs)]
     outputs = ops.stack([ops.stack(outputs[:2]), ops.stack(outputs[2:])])
     return _biased(_by_position(outputs), bias)
@@ -298,21 +337,20 @@ def _biased(x, bias):
 
 
 def _transform(products, rows, columns):
-    """→ (4, batch, rows, columns, 4, filters)."""
+    """→ (rows of a tile, batch, rows, columns, columns of a tile, filters)."""
     # As a matrix product it takes XLA half as long to compile as sums of both axes.
-    shape = (_SIZE, *products.shape[1:])
     flat = ops.reshape(products, (products.shape[0], -1))
-    lines = ops.reshape(ops.matmul(rows.outputs.astype(np.float32), flat), shape)
-    lines = functools.reduce(operator.add, (lines[:, :, i] for i in range(shape[2])))
+    lines = ops.matmul(rows.outputs.astype(np.float32), flat)
+    lines = ops.reshape(lines, (-1, *products.shape[1:]))
     places = [lines[:, i] for i in range(lines.shape[1])]
     return ops.stack(_sums(columns.outputs, places), axis=4)
 
 
 def _by_position(outputs):
-    """(n, n, 4, batch, rows, columns, 4, filters) → (batch, 4n * rows, 4n * columns, filters)."""
+    """(n, n, size, batch, rows, columns, 4, filters) → (batch, n * height, n * width, filters)."""
     scale, _, size, batch, rows, columns, _, filters = outputs.shape
     ordered = ops.transpose(outputs, (3, 4, 2, 0, 5, 6, 1, 7))
-    return ops.reshape(ordered, (batch, rows * size * scale, columns * size * scale, filters))
+    return ops.reshape(ordered, (batch, rows * size * scale, columns * 4 * scale, filters))
 
 
 def _sums(matrix, terms):
