@@ -281,15 +281,13 @@ def _multiplication(kernel, rows, columns, in_turn):
     def multiply(values):
         products: list[Any] = []
         combined: list[Any] = []
-        for i in range(len(first)):
+        for i, points in enumerate(ops.unstack(values)[rows.points]):
             before = products[-1] if products else values
             if not combined:
                 combined = _combined(first[i:], compilation.after(kernel, before))
             row = ops.reshape(compilation.after(combined.pop(0), before), (3, -1))
             factors = ops.reshape(ops.matmul(second, row), (len(second), channels, filters))
-            # Parts of a first axis need no memory of their own.
-            points = values[rows.points.start + i][columns.points]
-            products.append(ops.matmul(points, factors))
+            products.append(ops.matmul(points[columns.points], factors))
         return ops.stack(products)
 
     return multiply
