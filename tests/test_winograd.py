@@ -52,7 +52,7 @@ def layer(request, monkeypatch):
     if request.param == "tiles of 2x4":
         flags = processor.flags() | {"avx512f"}
         monkeypatch.setattr(processor, "flags", lambda *_: flags)
-        monkeypatch.setattr(winograd, "_MANY_CHANNELS", 1)
+        monkeypatch.setattr(winograd, "_MAX_CHANNELS", 0)
     for bound in ("_WORTH_COMPILING", "_MIN_POSITIONS", "_MIN_POSITIONS_DOUBLED", "_MIN_CHANNELS"):
         monkeypatch.setattr(winograd, bound, 0)
     return Convolution(5, 3, padding="same", data_format="channels_last")

@@ -41,9 +41,9 @@ _WORTH_COMPILING = 2**31
 # those of a strip of rows otherwise; of a transformed kernel that all strips may share.
 _MAX_TILES, _STRIP, _MAX_KERNEL = 2**27, 2**25, 2**27
 
-# Channels from which on tiles are of 2x4 outputs with AVX512: oneDNN's kernels sum any number one
-# after the other there, and of 4x4 outputs 1280 channels would be off by 2.6e-6.
-_MANY_CHANNELS = 641
+# Channels above which tiles are of 2x4 outputs with AVX512: oneDNN's kernels sum any number one
+# after the other there, and 4x4 outputs of 1280 channels would be off by 2.6e-6.
+_MAX_CHANNELS = 640
 
 
 class _Kernel(NamedTuple):
@@ -215,7 +215,7 @@ def _convolve(x, kernel, bias, doubled, finish=None, *values):
 
 def _size_of_rows(channels):
     """Rows of outputs of a tile; columns are four."""
-    return 2 if channels >= _MANY_CHANNELS and "avx512f" in processor.flags() else 4
+    return 2 if channels > _MAX_CHANNELS and "avx512f" in processor.flags() else 4
 
 
 def _pairs(size, doubled):
