@@ -87,9 +87,31 @@ def test_what_comes_after_waits():
 @pytest.mark.parametrize("convolve", [winograd.convolve, kernels.convolve_doubled])
 def test_kernels_are_transformed_when_they_are_needed(convolve):
     run = tf.function(lambda x, kernel: convolve(x, kernel, ops.zeros(2)))
-    operations = run.get_concrete_function(ops.ones((1, 4, 4, 2)), ops.ones((3, 3, 2, 2))).graph
-    waiting = [op for op in operations.get_operations() if op.control_inputs and op.outputs]
-    assert [op.outputs[0].shape for op in waiting] == [(3, 3, 2, 2)]
+    graph = run.get_concrete_function(ops.ones((1, 4, 4, 2)), ops.ones((3, 3, 2, 2))).graph
+    x, kernel = graph.inputs
+    # Gradients go through IdentityN.
+    transforms = [op for op in kernel.consumers() if op.type != "IdentityN"]
+    assert transforms
+    assert all(op.control_inputs == [x.op] for op in transforms)
+
+
+def test_rows_of_a_kernel_are_transformed_in_turn():
+    run = tf.function(lambda x, kernel: winograd.convolve(x, kernel, ops.zeros(2)))
+    graph = run.get_concrete_function(ops.ones((1, 4, 4, 2)), ops.ones((3, 3, 2, 2))).graph
+    products = [op for op in graph.get_operations() if op.type == "BatchMatMulV2"]
+    assert len(products) == 6
+    for before, product in zip(products, products[1:]):
+        assert before in _all_that_come_before(product)
+
+
+def _all_that_come_before(operation):
+    found, open_ones = set(), [operation]
+    while open_ones:
+        op = open_ones.pop()
+        new = {*(x.op for x in op.inputs), *op.control_inputs} - found
+        found |= new
+        open_ones.extend(new)
+    return found
 
 
 def test_large_feature_maps_are_let_go(monkeypatch):
