@@ -70,10 +70,13 @@ def test_softmax_goes_through_float32(run, dtype):
     np.testing.assert_allclose(result, expected, rtol=1.1 * half_unit, atol=1e-7)
 
 
-@pytest.mark.parametrize("padding, strides", [("same", 1), ("valid", 1), ("valid", 2)])
-@pytest.mark.parametrize("batch, height, width", [(1, 3, 4), (2, 8, 8), (3, 3, 3)])
+@pytest.mark.parametrize(
+    "batch, height, width, padding, strides",
+    [(*shape, "same", 1) for shape in [(1, 2, 3), (2, 8, 8), (3, 1, 1)]]
+    + [(*shape, "valid", n) for shape in [(1, 3, 4), (2, 8, 9), (3, 3, 3)] for n in (1, 2)],
+)
 def test_small_feature_maps_are_convolved_the_same(
-    monkeypatch, padding, strides, batch, height, width
+    monkeypatch, batch, height, width, padding, strides
 ):
     layer = Convolution(5, 3, strides=strides, padding=padding, data_format="channels_last")
     x = numbers(batch, height, width, 4)
@@ -103,9 +106,10 @@ def long(monkeypatch):
     return backend.name() == "tensorflow" and not backend.on_accelerator()
 
 
+@pytest.mark.parametrize("activation", [None, "silu"])
 @pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16", "bfloat16"])
-def test_many_tokens_are_multiplied_the_same(long, monkeypatch, policy):
-    layer = Linear(5, dtype=policy)
+def test_many_tokens_are_multiplied_the_same(long, monkeypatch, policy, activation):
+    layer = Linear(5, activation=activation, dtype=policy)
     x = ops.cast(numbers(2, 3, 4), layer.compute_dtype)
     layer.build(x.shape)
     layer.set_weights([numbers(4, 5), numbers(5)])
@@ -177,6 +181,7 @@ def test_only_convolutions_of_3x3_whose_padding_is_known_are_products(monkeypatc
     assert height(kernel_size=1, padding="same") == 6
     assert height(kernel_size=3, padding="same", strides=2) == 3
     assert height(kernel_size=2, padding="valid") == 5
+    assert height(kernel_size=3, padding="valid", strides=(2, 1)) == 2
     assert not products
     assert height(kernel_size=3, padding="same") == 6
     assert len(products) == (not backend.on_accelerator())

@@ -122,7 +122,7 @@ def test_what_comes_before_is_computed_in_strips_too(layer, batch, height, width
 
 
 @pytest.mark.skipif(not winograd_is_here(), reason="JAX computes plain convolutions")
-@pytest.mark.parametrize("channels", [320, 640, 1280])
+@pytest.mark.parametrize("channels", [320, 640, 1280, 2560])
 def test_it_is_as_exact_as_plain_sums(channels):
     x, kernel = numbers(1, 16, 16, channels), numbers(3, 3, channels, 16)
 

@@ -224,7 +224,8 @@ def _sum_of_neighbours(products):
 def are_many(x):
     """Whether `convolve_doubled` pays, as far as shapes are known: positions repay its kernels.
 
-    In float32 they have to be as many as channels: the doubled map is one for `winograd`.
+    They have to be as many as channels where the doubled map would be one for `winograd`, a quarter
+    of these elsewhere.
     """
     if None in x.shape or backend.on_accelerator():
         return False

@@ -143,7 +143,8 @@ class Linear(keras.layers.Dense):
     def call(self, inputs, training=None):
         if self.bias is None or not kernels.is_long(inputs):
             return super().call(inputs, training)
-        return kernels.multiply_long(inputs, *map(ops.convert_to_tensor, (self.kernel, self.bias)))
+        weights = map(ops.convert_to_tensor, (self.kernel, self.bias))
+        return self.activation(kernels.multiply_long(inputs, *weights))
 
 
 @_serializable
@@ -154,7 +155,8 @@ class Convolution(keras.layers.Conv2D):
         if (self.kernel_size, self.strides) == ((1, 1), (1, 1)):
             return ops.matmul(inputs, kernel[0, 0])
         same_size = (self.kernel_size, self.strides, self.padding) == ((3, 3), (1, 1), "same")
-        padded = (self.kernel_size, self.padding) == ((3, 3), "valid")
+        square = self.strides[0] == self.strides[1]
+        padded = square and (self.kernel_size, self.padding) == ((3, 3), "valid")
         if (same_size or padded) and kernels.is_small(self.compute_output_shape(inputs.shape)):
             if same_size:
                 inputs = ops.pad(inputs, ((0, 0), (1, 1), (1, 1), (0, 0)))

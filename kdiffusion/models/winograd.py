@@ -79,7 +79,7 @@ class _Axis(NamedTuple):
 def _axis(points):
     """The `_Axis` of 0, of pairs of such points (Cook & Toom) and of infinity, which is the last.
 
-    What divides a value, here by the inputs, is 1 where the kernel's is a weight of its own.
+    The divisor of the products at 0 is left to the inputs, so the kernel's value there is a weight.
     """
     count, size = len(points) + 1, len(points) - 1
     others = [[p for p in points if p != point] for point in points]
