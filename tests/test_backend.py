@@ -38,5 +38,6 @@ def test_memory_for_a_decoders_maps_is_reserved_once_and_not_used():
     sizes, resident = numbers[::2], numbers[1::2]
     if backend.name() == "tensorflow" and not backend.on_accelerator():
         assert sizes[1] - sizes[0] >= 2**29
-    assert max(sizes) - sizes[1] < 2**20
+    # A further region would be 256 MiB or more; threads and their arenas take some of their own.
+    assert max(sizes) - sizes[1] < 2**27
     assert max(resident) - resident[0] < 2**26
