@@ -187,34 +187,97 @@ def test_only_convolutions_of_3x3_whose_padding_is_known_are_products(monkeypatc
     assert len(products) == (not backend.on_accelerator())
 
 
-@pytest.mark.parametrize("batch, height, width", [(1, 2, 3), (2, 8, 8), (3, 1, 2)])
-def test_doubled_feature_maps_are_convolved_the_same(run, batch, height, width):
+def doubled(x):
+    return np.repeat(np.repeat(x, 2, axis=1), 2, axis=2)
+
+
+def plain_doubled(x, kernel, bias):
+    x = ops.repeat(ops.repeat(x, 2, axis=1), 2, axis=2)
+    return ops.conv(x, kernel, padding="same", data_format="channels_last") + bias
+
+
+@pytest.fixture(params=["whole", "strips"])
+def strips(request, monkeypatch):
+    if request.param == "strips":
+        monkeypatch.setattr(kernels, "_MAX_PRODUCTS", 4 * 9 * 5 * 16)
+
+
+@pytest.mark.parametrize("batch, height, width", [(1, 2, 3), (2, 8, 8), (3, 1, 2), (1, 6, 9)])
+def test_doubled_feature_maps_are_convolved_the_same(run, strips, batch, height, width):
     x, kernel, bias = numbers(batch, height, width, 4), numbers(3, 3, 4, 5), numbers(5)
-    doubled = np.repeat(np.repeat(x, 2, axis=1), 2, axis=2)
-    expected = ops.conv(doubled, kernel, padding="same", data_format="channels_last") + bias
+    expected = ops.convert_to_numpy(plain_doubled(x, kernel, bias))
     result = run(kernels.convolve_doubled, x, kernel, bias)
-    np.testing.assert_allclose(result, ops.convert_to_numpy(expected), rtol=1e-5, atol=1e-4)
+    np.testing.assert_allclose(result, expected, rtol=1e-5, atol=1e-4)
+
+
+def test_doubled_feature_maps_have_the_gradients_of_plain_ones(strips):
+    arrays = [ops.convert_to_tensor(a) for a in (numbers(1, 6, 9, 4), numbers(3, 3, 4, 5))]
+    gradients = [
+        [
+            ops.convert_to_numpy(
+                backend.value_and_gradient(
+                    lambda a: ops.sum(
+                        ops.square(convolve(*arrays[:i], a, *arrays[i + 1 :], numbers(5)))
+                    ),
+                    array,
+                )[1]
+            )
+            for i, array in enumerate(arrays)
+        ]
+        for convolve in (kernels.convolve_doubled, plain_doubled)
+    ]
+    for ours, expected in zip(*gradients):
+        np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=2e-3)
+
+
+@pytest.mark.parametrize("has_bfloat16", [False, True])
+def test_doubled_feature_maps_are_summed_in_float32(strips, monkeypatch, has_bfloat16):
+    monkeypatch.setattr(processor, "has_bfloat16", lambda: has_bfloat16)
+    # Every product is a bfloat16, and of the sum there is only the last rounding.
+    x, kernel = np.ones((1, 6, 9, 1)), np.full((3, 3, 1, 5), 1 + 2**-7)
+    x, kernel, bias = (ops.cast(a, "bfloat16") for a in (x, kernel, np.zeros(5)))
+    result = kernels.convolve_doubled(x, kernel, bias)
+    assert keras.backend.standardize_dtype(result.dtype) == "bfloat16"
+    inside = ops.convert_to_numpy(ops.cast(result, "float32"))[:, 1:-1, 1:-1]
+    assert set(inside.ravel()) == {9.0625}
+
+
+@pytest.mark.parametrize("channels", [320, 1280])
+def test_doubled_feature_maps_are_as_exact_as_plain_sums(channels):
+    x, kernel = numbers(1, 16, 16, channels), numbers(3, 3, channels, 16)
+    padded = np.pad(doubled(x.astype(np.float64)), ((0, 0), (1, 1), (1, 1), (0, 0)))
+    exact = sum(
+        padded[:, i : i + 32, j : j + 32] @ kernel[i, j].astype(np.float64)
+        for i in range(3)
+        for j in range(3)
+    )
+    result = kernels.convolve_doubled(x, kernel, np.zeros(16, np.float32))
+    error = np.linalg.norm(ops.convert_to_numpy(result) - exact) / np.linalg.norm(exact)
+    assert error < 2e-6
 
 
 @pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16", "bfloat16"])
-def test_upsampling_doubles_and_convolves(monkeypatch, policy):
+@pytest.mark.parametrize("like", [None, (6, 8), (5, 8), (6, 7)])
+def test_upsampling_doubles_and_convolves(monkeypatch, policy, like):
     layer = Upsample(3, dtype=policy)
     x = ops.cast(numbers(2, 3, 4, 2), layer.compute_dtype)
     layer.build(x.shape)
     layer.set_weights([numbers(3, 3, 2, 3), numbers(3)])
-    results = {}
-    for many in (True, False):
-        monkeypatch.setattr(kernels, "are_many", lambda x: many)
-        for like in (None, (6, 8), (5, 8), (6, 7)):
-            feature_map = None if like is None else ops.zeros((2, *like, 1), x.dtype)
-            y = layer(x, feature_map)
-            assert y.shape == (2, *(like or (6, 8)), 3) and y.dtype == x.dtype
-            results[many, like] = ops.convert_to_numpy(ops.cast(y, "float32"))
-    for like in (None, (6, 8), (5, 8), (6, 7)):
-        tolerance = 1e-5 if policy == "float32" else 1e-2
-        np.testing.assert_allclose(
-            results[True, like], results[False, like], rtol=tolerance, atol=100 * tolerance
-        )
+    computed, genuine = [], kernels.convolve_doubled
+    monkeypatch.setattr(
+        kernels, "convolve_doubled", lambda *arrays: computed.append(arrays) or genuine(*arrays)
+    )
+    y = layer(x, None if like is None else ops.zeros((2, *like, 1), x.dtype))
+    assert len(computed) == (like in (None, (6, 8)) and not backend.on_accelerator())
+    height, width = like or (6, 8)
+    expected = layer.convolution(doubled(ops.convert_to_numpy(x))[:, :height, :width])
+    assert y.shape == expected.shape and y.dtype == x.dtype
+    tolerance = 1e-5 if policy == "float32" else 1e-2
+    np.testing.assert_allclose(
+        *(ops.convert_to_numpy(ops.cast(a, "float32")) for a in (y, expected)),
+        rtol=tolerance,
+        atol=100 * tolerance,
+    )
 
 
 def test_upsampling_compiles_with_the_weights_that_it_has(run):
@@ -222,15 +285,3 @@ def test_upsampling_compiles_with_the_weights_that_it_has(run):
     x = numbers(2, 3, 4, 2)
     layer.build(x.shape)
     np.testing.assert_allclose(run(layer, x), ops.convert_to_numpy(layer(x)), rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize(
-    "dtype, has_bfloat16, channels",
-    [("float32", True, 24), ("bfloat16", True, 96), ("bfloat16", False, 24)],
-)
-def test_doubled_maps_are_those_of_many_positions(monkeypatch, dtype, has_bfloat16, channels):
-    monkeypatch.setattr(processor, "has_bfloat16", lambda: has_bfloat16)
-    if backend.name() != "tensorflow" and dtype == "bfloat16":
-        channels = 96
-    assert kernels.are_many(ops.zeros((2, 3, 4, channels), dtype)) != backend.on_accelerator()
-    assert not kernels.are_many(ops.zeros((2, 3, 4, channels + 1), dtype))

@@ -6,7 +6,7 @@ import pytest
 from keras import ops
 
 from kdiffusion import backend, compilation, processor
-from kdiffusion.models import kernels, winograd
+from kdiffusion.models import winograd
 from kdiffusion.models.layers import Convolution
 
 
@@ -37,10 +37,6 @@ def moved(x, scale, shift):
     return x * scale + shift
 
 
-def doubled(x):
-    return np.repeat(np.repeat(x, 2, axis=1), 2, axis=2)
-
-
 @pytest.fixture(params=["one strip", "strips", "strips, kernel in turn", "tiles of 2x4"])
 def layer(request, monkeypatch):
     """Any convolution goes through `winograd`, where the backend has it."""
@@ -53,7 +49,7 @@ def layer(request, monkeypatch):
         flags = processor.flags() | {"avx512f"}
         monkeypatch.setattr(processor, "flags", lambda *_: flags)
         monkeypatch.setattr(winograd, "_MAX_CHANNELS", 0)
-    for bound in ("_WORTH_COMPILING", "_MIN_POSITIONS", "_MIN_POSITIONS_DOUBLED", "_MIN_CHANNELS"):
+    for bound in ("_WORTH_COMPILING", "_MIN_POSITIONS", "_MIN_CHANNELS"):
         monkeypatch.setattr(winograd, bound, 0)
     return Convolution(5, 3, padding="same", data_format="channels_last")
 
@@ -63,12 +59,10 @@ def layer(request, monkeypatch):
 def test_it_is_the_same_convolution(layer, monkeypatch, fused, batch, height, width):
     monkeypatch.setattr(compilation, "_WORTH_FUSING", fused)
     x, kernel, bias = numbers(batch, height, width, 64), numbers(3, 3, 64, 3), numbers(3)
-    for function, inputs in ((winograd.convolve, x), (winograd.convolve_doubled, doubled(x))):
-        run = compilation.compile_function(function, jit_compile=False)
-        result = run(x, kernel, bias)
-        expected = convolved(inputs, kernel) + bias
-        assert result.shape == expected.shape
-        np.testing.assert_allclose(ops.convert_to_numpy(result), expected, rtol=0, atol=2e-4)
+    result = compilation.compile_function(winograd.convolve, jit_compile=False)(x, kernel, bias)
+    expected = convolved(x, kernel) + bias
+    assert result.shape == expected.shape
+    np.testing.assert_allclose(ops.convert_to_numpy(result), expected, rtol=0, atol=2e-4)
 
 
 @pytest.mark.skipif(not winograd_is_here(), reason="JAX computes plain convolutions")
@@ -84,7 +78,6 @@ def test_bfloat16_is_rounded_once(layer):
     for result, inputs in (
         (winograd.convolve(x, kernel, bias), exact[0]),
         (winograd.convolve(x, kernel, bias, moved, scale, shift), exact[3]),
-        (winograd.convolve_doubled(x, kernel, bias), doubled(exact[0])),
     ):
         assert keras.backend.standardize_dtype(result.dtype) == "bfloat16"
         result = ops.convert_to_numpy(ops.cast(result, "float32"))
@@ -126,14 +119,10 @@ def test_what_comes_before_is_computed_in_strips_too(layer, batch, height, width
 def test_it_is_as_exact_as_plain_sums(channels):
     x, kernel = numbers(1, 16, 16, channels), numbers(3, 3, channels, 16)
 
-    def error(function, inputs):
-        exact = convolved(inputs, kernel)
-        result = ops.convert_to_numpy(function(x, kernel, np.zeros(16, np.float32)))
-        return np.linalg.norm(result - exact) / np.linalg.norm(exact)
-
+    exact = convolved(x, kernel)
+    result = ops.convert_to_numpy(winograd.convolve(x, kernel, np.zeros(16, np.float32)))
     # PyTorch's are off by 9.5e-7 and 1.9e-6.
-    assert error(winograd.convolve, x) < 2e-6
-    assert error(winograd.convolve_doubled, doubled(x)) < 2e-6
+    assert np.linalg.norm(result - exact) / np.linalg.norm(exact) < 2e-6
 
 
 @pytest.mark.parametrize(
@@ -166,11 +155,7 @@ def test_layers_use_it_and_learn_from_the_plain_one(layer, monkeypatch):
         np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=1e-3)
 
 
-@pytest.mark.parametrize(
-    "function, expected",
-    [(winograd.convolve, plain), (winograd.convolve_doubled, kernels.convolve_doubled)],
-)
-def test_kernels_learn_from_the_plain_one(layer, function, expected):
+def test_a_kernel_learns_from_the_plain_one(layer):
     x, kernel, bias = ops.convert_to_tensor(numbers(1, 8, 8, 4)), numbers(3, 3, 4, 5), numbers(5)
     gradients = [
         ops.convert_to_numpy(
@@ -179,28 +164,27 @@ def test_kernels_learn_from_the_plain_one(layer, function, expected):
                 ops.convert_to_tensor(kernel),
             )[1]
         )
-        for convolve in (function, expected)
+        for convolve in (winograd.convolve, plain)
     ]
     np.testing.assert_allclose(*gradients, rtol=1e-5, atol=2e-3)
 
 
 @pytest.mark.parametrize(
-    "shape, filters, dtype, pays, pays_doubled",
+    "shape, filters, dtype, pays",
     [
-        ((2, 64, 64, 320), 320, "float32", True, True),
-        ((2, 63, 65, 320), 320, "float32", True, True),
-        ((2, 16, 16, 1280), 1280, "float32", True, False),
-        ((2, 8, 8, 1280), 1280, "float32", False, False),
-        ((1, 32, 32, 320), 320, "float32", False, False),
-        ((1, 512, 512, 64), 128, "float32", False, False),
-        ((1, 512, 512, 128), 3, "float32", False, False),
-        ((2, 64, 64, 320), 320, "float16", False, False),
+        ((2, 64, 64, 320), 320, "float32", True),
+        ((2, 63, 65, 320), 320, "float32", True),
+        ((2, 16, 16, 1280), 1280, "float32", True),
+        ((2, 8, 8, 1280), 1280, "float32", False),
+        ((1, 32, 32, 320), 320, "float32", False),
+        ((1, 512, 512, 64), 128, "float32", False),
+        ((1, 512, 512, 128), 3, "float32", False),
+        ((2, 64, 64, 320), 320, "float16", False),
     ],
 )
-def test_when_it_pays(shape, filters, dtype, pays, pays_doubled):
+def test_when_it_pays(shape, filters, dtype, pays):
     x, kernel = ops.zeros(shape, dtype), ops.zeros((3, 3, shape[-1], filters), dtype)
     assert winograd.pays(x, kernel) == (pays and winograd_is_here())
-    assert winograd.pays(x, kernel, doubled=True) == (pays_doubled and winograd_is_here())
 
 
 @pytest.mark.parametrize("has_bfloat16", [False, True])

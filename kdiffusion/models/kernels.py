@@ -25,6 +25,9 @@ _FEW_POSITIONS = 128
 # Tokens, of a whole batch, from which on oneDNN's convolutions are faster than its products.
 _MANY_TOKENS = 2048
 
+# Bytes of products from which a doubled feature map is summed up, at a time.
+_MAX_PRODUCTS = 2**26
+
 # Positions of a feature map that are summed up at a time.
 _RUN = 32
 
@@ -221,25 +224,11 @@ def _sum_of_neighbours(products):
     return functools.reduce(operator.add, shifted)
 
 
-def are_many(x):
-    """Whether `convolve_doubled` pays, as far as shapes are known: positions repay its kernels.
-
-    They have to be as many as channels where the doubled map would be one for `winograd`, a quarter
-    of these elsewhere.
-    """
-    if None in x.shape or backend.on_accelerator():
-        return False
-    dtype = keras.backend.standardize_dtype(x.dtype)
-    least = x.shape[3] if dtype == "float32" or backend.prefers_float32(dtype) else x.shape[3] / 4
-    return math.prod(x.shape[:3]) >= least
-
-
 def convolve_doubled(x, kernel, bias):
     """3x3 convolution, keeping the size, of a feature map doubled by its nearest neighbours.
 
-    The doubled map is not made: an output sees 2x2 different inputs, each through the sum of the
-    weights that meet it. Which they are depends on whether its row and column are even or odd, so
-    it is four convolutions with 4/9 of the products (Shi et al. 2016, arXiv:1609.07009).
+    The doubled map is not made: each position is multiplied by all nine parts of the kernel, a
+    quarter of the products, and what an output sees of them is summed.
 
     Args:
         x: (batch, height, width, channels).
@@ -249,35 +238,76 @@ def convolve_doubled(x, kernel, bias):
     Returns:
         (batch, 2 * height, 2 * width, filters).
     """
-    batch, height, width, _ = x.shape
-    padded = ops.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    sums_by_parity = compilation.fuse(_sums_by_parity)(compilation.after(kernel, x))
-    # Even rows begin one before the input's own, odd ones with it.
-    parities = [(i, j) for i in range(2) for j in range(2)]
-    outputs = [
-        ops.conv(
-            padded[:, i : i + height + 1, j : j + width + 1, :],
-            sums,
-            padding="valid",
-            data_format="channels_last",
-        )
-        for (i, j), sums in zip(parities, sums_by_parity)
-    ]
-    rows = [ops.stack(outputs[:2], axis=3), ops.stack(outputs[2:], axis=3)]
-    shape = (batch, 2 * height, 2 * width, kernel.shape[-1])
-    return ops.reshape(ops.stack(rows, axis=2), shape) + bias
+    size = 4 * math.prod(x.shape[:3]) * 9 * kernel.shape[-1]
+    strips = least_divisor(x.shape[1], -(-size // _MAX_PRODUCTS))
+    whole = functools.partial(_convolve_doubled, strips=1)
+    if strips == 1:
+        return whole(x, kernel, bias)
+    in_strips = functools.partial(_convolve_doubled, strips=strips)
+    return backend.with_gradient_of(whole, in_strips)(x, kernel, bias)
 
 
-def _sums_by_parity(kernel):
-    """Four kernels of 2x2, for rows and columns even and odd."""
+def _convolve_doubled(x, kernel, bias, strips):
+    batch, height, width, channels = x.shape
+    rows, filters = height // strips, kernel.shape[-1]
+    dtype = "float32" if backend.prefers_float32(x.dtype) else x.dtype
+    parts = ops.unstack(ops.cast(compilation.after(kernel, x), dtype))
+    bias = ops.cast(bias, x.dtype)
+    padded = ops.pad(ops.cast(x, dtype), ((0, 0), (1, 1), (0, 0), (0, 0)))
 
-    def both(x, axis):
-        first, second, third = (ops.take(x, i, axis=axis) for i in range(3))
-        even, odd = (first, second + third), (first + second, third)
-        return [ops.stack(sums, axis=axis) for sums in (even, odd)]
+    def convolve_strip(i):
+        strip = ops.slice(padded, (0, rows * i, 0, 0), (batch, rows + 2, width, channels))
+        products = [
+            ops.reshape(
+                ops.matmul(ops.reshape(seen, (1, -1, channels)), part),
+                (3, batch, -1, width, filters),
+            )
+            for seen, part in zip((strip[:, :-1], strip[:, 1:-1], strip[:, 1:]), parts)
+        ]
+        return compilation.fuse(_sum_of_doubled)(*products, bias)
 
-    x = ops.cast(kernel, "float32")
-    return [ops.cast(sums, kernel.dtype) for rows in both(x, 0) for sums in both(rows, 1)]
+    if strips == 1:
+        return convolve_strip(0)
+    shape = (batch, 2 * rows, 2 * width, filters)
+    result = compilation.stack_in_turn(convolve_strip, strips, shape, x.dtype, first=x)
+    return ops.reshape(ops.moveaxis(result, 0, 1), (batch, 2 * height, 2 * width, filters))
+
+
+def _sum_of_doubled(above, here, below, bias):
+    """Products of three rows of a kernel, with the rows that each sees → two rows for each.
+
+    Args:
+        above: (3, batch, 1 + height, width, filters), of the row before and of all.
+        here: (3, batch, height, width, filters).
+        below: (3, batch, height + 1, width, filters), of all and of the row behind.
+        bias: (filters,).
+
+    Returns:
+        (batch, 2 * height, 2 * width, filters), in the bias's dtype.
+    """
+    _, batch, height, width, filters = here.shape
+
+    def sums(before, same, behind, axis):
+        """Of what even outputs see, and odd ones."""
+        places = [slice(None)] * axis
+        first, last = (*places, slice(None, -1)), (*places, slice(1, None))
+        return before[first] + same + behind[first], before[last] + same + behind[last]
+
+    def columns(line):
+        left, same, right = ops.unstack(line)
+        left = ops.pad(left, ((0, 0), (0, 0), (1, 0), (0, 0)))
+        right = ops.pad(right, ((0, 0), (0, 0), (0, 1), (0, 0)))
+        return ops.stack(sums(left, same, right, axis=2), axis=3)
+
+    lines = sums(*(ops.cast(x, "float32") for x in (above, here, below)), axis=2)
+    result = ops.stack([columns(line) for line in lines], axis=2)
+    result = ops.reshape(result, (batch, 2 * height, 2 * width, filters))
+    return ops.cast(result + ops.cast(bias, "float32"), bias.dtype)
+
+
+def least_divisor(number, least):
+    """The least divisor of a number that is no less than another, at most the number itself."""
+    return next((n for n in range(max(least, 1), number) if number % n == 0), number)
 
 
 def _moments(x, groups):

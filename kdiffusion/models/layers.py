@@ -354,11 +354,10 @@ class Upsample(Block):
         self.convolution.build(inputs_shape)
 
     def call(self, inputs, like=None):
-        if kernels.are_many(inputs) and (like is None or _is_double(like, inputs)):
-            kernel, bias = map(ops.convert_to_tensor, self.convolution.weights)
-            fewer = winograd.pays(inputs, kernel, doubled=True)
-            convolve = winograd.convolve_doubled if fewer else kernels.convolve_doubled
-            return convolve(inputs, kernel, bias)
+        known = None not in inputs.shape and (like is None or _is_double(like, inputs))
+        if known and not backend.on_accelerator():
+            weights = map(ops.convert_to_tensor, self.convolution.weights)
+            return kernels.convolve_doubled(inputs, *weights)
         x = ops.repeat(ops.repeat(inputs, 2, axis=1), 2, axis=2)
         if like is not None:
             height, width = ops.shape(like)[1:3]

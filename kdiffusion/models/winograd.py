@@ -17,7 +17,6 @@ this way only where a processor has no arithmetic of it.
 from __future__ import annotations
 
 import functools
-import itertools
 import math
 import operator
 from typing import Any, NamedTuple
@@ -29,9 +28,8 @@ from keras import ops
 from kdiffusion import backend, compilation, processor
 from kdiffusion.models import kernels
 
-# Positions, in all images of a batch, from which on transforming the kernel is repaid; for doubled
-# maps, whose kernel becomes three times as large.
-_MIN_POSITIONS, _MIN_POSITIONS_DOUBLED = 512, 2048
+# Positions, in all images of a batch, from which on transforming the kernel is repaid.
+_MIN_POSITIONS = 512
 # Channels of input and output, and floating-point operations of the plain convolution, some 10 to
 # 30 milliseconds, from which on transforming is repaid, and its compilation soon.
 _MIN_CHANNELS = 128
@@ -46,34 +44,20 @@ _MAX_TILES, _STRIP, _MAX_KERNEL = 2**27, 2**25, 2**27
 _MAX_CHANNELS = 640
 
 
-class _Kernel(NamedTuple):
-    """What makes the outputs along one axis, or those of one parity on a doubled map.
-
-    Args:
-        points: slice of all of them, those at which the kernel is not zero.
-        weights: (points, 3), Lavin & Gray's G.
-        outputs: (size, points), their Aᵀ.
-    """
-
-    points: slice
-    weights: np.ndarray
-    outputs: np.ndarray
-
-
 class _Axis(NamedTuple):
-    """The F(size, 3) of one axis.
+    """The F(size, 3) of one axis, Lavin & Gray's Bᵀ, G and Aᵀ.
 
     Args:
         size: int, outputs of a tile.
-        inputs: (points, size + 2), Lavin & Gray's Bᵀ.
-        plain: `_Kernel`s, one.
-        doubled: `_Kernel`s of even and odd outputs.
+        inputs: (points, size + 2).
+        weights: (points, 3).
+        outputs: (size, points).
     """
 
     size: int
     inputs: np.ndarray
-    plain: tuple[_Kernel, ...]
-    doubled: tuple[_Kernel, ...]
+    weights: np.ndarray
+    outputs: np.ndarray
 
 
 def _axis(points):
@@ -89,26 +73,14 @@ def _axis(points):
     inputs[0] /= scales[0]
     weights[1:] /= scales[1:, None]
     outputs = np.column_stack([np.vander(points, size, increasing=True).T, np.eye(count)[-1, 2:]])
-    # An even output sees the input before its own and, by two weights, its own; an odd one its own
-    # and the next. A kernel that ends with zero is zero at infinity, one that begins with it at 0.
-    even = (weights @ [[1, 0, 0], [0, 1, 1], [0, 0, 0]])[:-1]
-    odd = (weights @ [[0, 0, 0], [1, 1, 0], [0, 0, 1]])[1:]
-    return _Axis(
-        size,
-        inputs,
-        (_Kernel(slice(0, count), weights, outputs),),
-        (
-            _Kernel(slice(0, count - 1), even, outputs[:, :-1]),
-            _Kernel(slice(1, count), odd, outputs[:, 1:]),
-        ),
-    )
+    return _Axis(size, inputs, weights, outputs)
 
 
 # By their numbers of outputs.
 _AXES = {2: _axis((0.0, 1.0, -1.0)), 4: _axis((0.0, 0.625, -0.625, 1.5, -1.5))}
 
 
-def pays(x, kernel, doubled=False):
+def pays(x, kernel):
     """Whether this is faster than the plain convolution, as far as the shapes are known.
 
     XLA multiplies batches of matrices too slowly on a CPU for any gain under JAX.
@@ -116,7 +88,6 @@ def pays(x, kernel, doubled=False):
     Args:
         x: (batch, height, width, channels).
         kernel: (3, 3, channels, filters).
-        doubled: bool, whether it is `convolve_doubled` that is asked about.
     """
     if backend.name() != "tensorflow" or backend.on_accelerator() or None in x.shape:
         return False
@@ -125,7 +96,7 @@ def pays(x, kernel, doubled=False):
     dtype = keras.backend.standardize_dtype(x.dtype)
     return (
         (dtype == "float32" or backend.prefers_float32(dtype))
-        and positions >= (_MIN_POSITIONS_DOUBLED if doubled else _MIN_POSITIONS)
+        and positions >= _MIN_POSITIONS
         and min(channels, filters) >= _MIN_CHANNELS
         and 2 * 9 * positions * channels * filters >= _WORTH_COMPILING
     )
@@ -151,51 +122,31 @@ def convolve(x, kernel, bias, finish=None, *values):
         return ops.conv(finished, kernel, padding="same", data_format="channels_last") + bias
 
     def fast(x, kernel, bias, *values):
-        return _convolve(x, kernel, bias, False, finish, *values)
+        return _convolve(x, kernel, bias, finish, *values)
 
     # By gradients of its own it would have to keep three feature maps for each.
     return backend.with_gradient_of(plain, fast)(x, kernel, bias, *values)
 
 
-def convolve_doubled(x, kernel, bias):
-    """What `kernels.convolve_doubled` computes, 25 products taking the place of its 64.
-
-    The 6x6 inputs of a tile are transformed once for the four parities of its 8x8 outputs.
-
-    Args:
-        x: (batch, height, width, channels).
-        kernel: (3, 3, channels, filters).
-        bias: (filters,).
-
-    Returns:
-        (batch, 2 * height, 2 * width, filters).
-    """
-    computed = backend.with_gradient_of(
-        kernels.convolve_doubled, lambda x, kernel, bias: _convolve(x, kernel, bias, True)
-    )
-    return computed(x, kernel, bias)
-
-
-def _convolve(x, kernel, bias, doubled, finish=None, *values):
+def _convolve(x, kernel, bias, finish=None, *values):
     batch, height, width, channels = x.shape
-    filters, scale = kernel.shape[-1], 2 if doubled else 1
-    size = _size_of_rows(channels)
+    filters = kernel.shape[-1]
+    axes = _AXES[_size_of_rows(channels)], _AXES[4]
+    size, points = axes[0].size, 6 * (axes[0].size + 2)
     high, wide = size * -(-height // size), 4 * -(-width // 4)
     sides = (1, 1 + wide - width)
     kernel = ops.cast(compilation.after(kernel, x), "float32")
     bias = ops.cast(bias, x.dtype)
 
-    pairs = _pairs(size, doubled)
-    points = sum(len(rows.weights) * len(columns.weights) for rows, columns in pairs)
     tiles = batch * high * wide // (size * 4)
-    strips = _num_strips(4 * tiles * ((size + 2) * 6 * channels + points * filters), high // size)
+    strips = _num_strips(4 * tiles * points * (channels + filters), high // size)
     in_turn = strips == 1 or 4 * points * channels * filters > _MAX_KERNEL
-    multiplications = [_multiplication(kernel, rows, columns, in_turn) for rows, columns in pairs]
+    multiply = _multiplication(kernel, *axes, in_turn)
     surround = compilation.fuse(_surround)
     if strips == 1:
         rows = (1, 1 + high - height)
         strip = surround(x, None, rows, sides, finish, *values)
-        result = _convolve_strip(strip, multiplications, bias, size)
+        result = _convolve_strip(strip, multiply, bias, size)
     else:
         rows = high // strips
 
@@ -204,24 +155,17 @@ def _convolve(x, kernel, bias, doubled, finish=None, *values):
             inside = ops.cast(places == ops.clip(places, 0, height - 1), "float32")
             strip = ops.take(x, ops.clip(places, 0, height - 1), axis=1)
             strip = surround(strip, inside, (0, 0), sides, finish, *values)
-            return _convolve_strip(strip, multiplications, bias, size)
+            return _convolve_strip(strip, multiply, bias, size)
 
-        shape = (batch, scale * rows, scale * wide, filters)
+        shape = (batch, rows, wide, filters)
         result = compilation.stack_in_turn(convolve_strip, strips, shape, x.dtype, first=x)
-        result = ops.moveaxis(result, 0, 1)
-        result = ops.reshape(result, (batch, scale * high, scale * wide, filters))
-    return result[:, : scale * height, : scale * width]
+        result = ops.reshape(ops.moveaxis(result, 0, 1), (batch, high, wide, filters))
+    return result[:, :height, :width]
 
 
 def _size_of_rows(channels):
     """Rows of outputs of a tile; columns are four."""
     return 2 if channels > _MAX_CHANNELS and "avx512f" in processor.flags() else 4
-
-
-def _pairs(size, doubled):
-    """The `_Kernel`s of rows and columns; on a doubled map, of all four pairs of parities."""
-    rows, columns = (axis.doubled if doubled else axis.plain for axis in (_AXES[size], _AXES[4]))
-    return list(itertools.product(rows, columns))
 
 
 def _surround(x, inside, rows, columns, finish, *values):
@@ -238,21 +182,15 @@ def _num_strips(size, tiles_high):
     """How many equal parts the rows of tiles are split into."""
     if size <= _MAX_TILES:
         return 1
-    strips = min(-(-size // _STRIP), tiles_high)
-    return next(n for n in range(strips, tiles_high + 1) if tiles_high % n == 0)
+    return kernels.least_divisor(tiles_high, -(-size // _STRIP))
 
 
-def _convolve_strip(padded, multiplications, bias, size):
+def _convolve_strip(padded, multiply, bias, size):
     """`padded` has a row and a column more on every side than tiles of outputs."""
     batch, height, width, _ = padded.shape
-    values = compilation.fuse(_transform_input)(padded, size)
-    products: list[Any] = []
-    for multiply in multiplications:
-        products.append(multiply(compilation.after(values, products[-1]) if products else values))
-    shape = (batch, (height - 2) // size, (width - 2) // 4, -1)
-    products = [ops.reshape(x, (*x.shape[:2], *shape)) for x in products]
-    transform = _transform_products if len(products) == 1 else _transform_products_of_parities
-    return compilation.fuse(transform)(*products, bias)
+    products = multiply(compilation.fuse(_transform_input)(padded, size))
+    shape = (*products.shape[:2], batch, (height - 2) // size, (width - 2) // 4, -1)
+    return compilation.fuse(_transform_products)(ops.reshape(products, shape), bias)
 
 
 def _multiplication(kernel, rows, columns, in_turn):
@@ -260,13 +198,12 @@ def _multiplication(kernel, rows, columns, in_turn):
 
     Args:
         kernel: (3, 3, channels, filters).
-        rows, columns: `_Kernel`.
+        rows, columns: `_Axis`.
         in_turn: bool, whether it transforms the kernel itself, for one row of points after the
             other, which is less memory to go through, but repeated in each call.
 
     Returns:
-        Function of (points, points, tiles, channels), of all points, to (points, points, tiles,
-        filters), of those of `rows` and `columns`.
+        Function of (points, points, tiles, channels) to (points, points, tiles, filters).
     """
     _, _, channels, filters = kernel.shape
     first, second = (axis.weights.astype(np.float32) for axis in (rows, columns))
@@ -276,18 +213,18 @@ def _multiplication(kernel, rows, columns, in_turn):
         factors = ops.reshape(ops.matmul(first, ops.reshape(kernel, (3, -1))), (len(first), 3, -1))
         factors = ops.matmul(second, factors)
         factors = ops.reshape(factors, (*factors.shape[:2], channels, filters))
-        return lambda values: ops.matmul(values[rows.points, columns.points], factors)
+        return lambda values: ops.matmul(values, factors)
 
     def multiply(values):
         products: list[Any] = []
         combined: list[Any] = []
-        for i, points in enumerate(ops.unstack(values)[rows.points]):
+        for i, points in enumerate(ops.unstack(values)):
             before = products[-1] if products else values
             if not combined:
                 combined = _combined(first[i:], compilation.after(kernel, before))
             row = ops.reshape(compilation.after(combined.pop(0), before), (3, -1))
             factors = ops.reshape(ops.matmul(second, row), (len(second), channels, filters))
-            products.append(ops.matmul(points[columns.points], factors))
+            products.append(ops.matmul(points, factors))
         return ops.stack(products)
 
     return multiply
@@ -316,39 +253,17 @@ def _steps(x, size, axis):
 
 def _transform_products(products, bias):
     """Aᵀ m A: (points, 6, batch, rows, columns, filters) → (batch, height, width, filters)."""
-    (pair,) = _pairs(products.shape[0] - 2, doubled=False)
-    return _biased(_by_position(_transform(products, *pair)[None, None]), bias)
-
-
-def _transform_products_of_parities(*products_and_bias):
-    """The same of each pair of parities: → (batch, 2 * height, 2 * width, filters)."""
-    *products, bias = products_and_bias
-    pairs = _pairs(products[0].shape[0] - 1, doubled=True)
-    outputs = [_transform(part, *pair) for part, pair in zip(products, pairs)]
-    outputs = ops.stack([ops.stack(outputs[:2]), ops.stack(outputs[2:])])
-    return _biased(_by_position(outputs), bias)
-
-
-def _biased(x, bias):
-    """The sum, in the bias's dtype."""
-    return ops.cast(x + ops.cast(bias, "float32"), bias.dtype)
-
-
-def _transform(products, rows, columns):
-    """→ (rows of a tile, batch, rows, columns, columns of a tile, filters)."""
+    points, _, batch, rows, columns, filters = products.shape
+    axis = _AXES[points - 2]
     # As a matrix product it takes XLA half as long to compile as sums of both axes.
-    flat = ops.reshape(products, (products.shape[0], -1))
-    lines = ops.matmul(rows.outputs.astype(np.float32), flat)
+    lines = ops.matmul(axis.outputs.astype(np.float32), ops.reshape(products, (points, -1)))
     lines = ops.reshape(lines, (-1, *products.shape[1:]))
     places = [lines[:, i] for i in range(lines.shape[1])]
-    return ops.stack(_sums(columns.outputs, places), axis=4)
-
-
-def _by_position(outputs):
-    """(n, n, size, batch, rows, columns, 4, filters) → (batch, n * height, n * width, filters)."""
-    scale, _, size, batch, rows, columns, _, filters = outputs.shape
-    ordered = ops.transpose(outputs, (3, 4, 2, 0, 5, 6, 1, 7))
-    return ops.reshape(ordered, (batch, rows * size * scale, columns * 4 * scale, filters))
+    outputs = ops.stack(_sums(_AXES[4].outputs, places), axis=4)
+    # (rows of a tile, batch, rows, columns, columns of a tile, filters)
+    outputs = ops.transpose(outputs, (1, 2, 0, 3, 4, 5))
+    outputs = ops.reshape(outputs, (batch, rows * axis.size, columns * 4, filters))
+    return ops.cast(outputs + ops.cast(bias, "float32"), bias.dtype)
 
 
 def _sums(matrix, terms):
