@@ -239,21 +239,23 @@ def convolve_doubled(x, kernel, bias):
         (batch, 2 * height, 2 * width, filters).
     """
     size = 4 * math.prod(x.shape[:3]) * 9 * kernel.shape[-1]
-    strips = least_divisor(x.shape[1], -(-size // _MAX_PRODUCTS))
-    whole = functools.partial(_convolve_doubled, strips=1)
-    if strips == 1:
+    whole = functools.partial(_convolve_doubled, rows=x.shape[1])
+    if size <= _MAX_PRODUCTS:
         return whole(x, kernel, bias)
-    in_strips = functools.partial(_convolve_doubled, strips=strips)
+    rows = -(-x.shape[1] // -(-size // _MAX_PRODUCTS))
+    in_strips = functools.partial(_convolve_doubled, rows=rows)
     return backend.with_gradient_of(whole, in_strips)(x, kernel, bias)
 
 
-def _convolve_doubled(x, kernel, bias, strips):
+def _convolve_doubled(x, kernel, bias, rows):
+    """The same, for so many rows at a time."""
     batch, height, width, channels = x.shape
-    rows, filters = height // strips, kernel.shape[-1]
+    strips, filters = -(-height // rows), kernel.shape[-1]
     dtype = "float32" if backend.prefers_float32(x.dtype) else x.dtype
     parts = ops.unstack(ops.cast(compilation.after(kernel, x), dtype))
     bias = ops.cast(bias, x.dtype)
-    padded = ops.pad(ops.cast(x, dtype), ((0, 0), (1, 1), (0, 0), (0, 0)))
+    around = (1, 1 + strips * rows - height)
+    padded = ops.pad(ops.cast(x, dtype), ((0, 0), around, (0, 0), (0, 0)))
 
     def convolve_strip(i):
         strip = ops.slice(padded, (0, rows * i, 0, 0), (batch, rows + 2, width, channels))
@@ -270,7 +272,8 @@ def _convolve_doubled(x, kernel, bias, strips):
         return convolve_strip(0)
     shape = (batch, 2 * rows, 2 * width, filters)
     result = compilation.stack_in_turn(convolve_strip, strips, shape, x.dtype, first=x)
-    return ops.reshape(ops.moveaxis(result, 0, 1), (batch, 2 * height, 2 * width, filters))
+    result = ops.reshape(ops.moveaxis(result, 0, 1), (batch, -1, 2 * width, filters))
+    return result[:, : 2 * height]
 
 
 def _sum_of_doubled(above, here, below, bias):
@@ -299,15 +302,11 @@ def _sum_of_doubled(above, here, below, bias):
         right = ops.pad(right, ((0, 0), (0, 0), (0, 1), (0, 0)))
         return ops.stack(sums(left, same, right, axis=2), axis=3)
 
-    lines = sums(*(ops.cast(x, "float32") for x in (above, here, below)), axis=2)
+    above, here, below = (ops.cast(x, "float32") for x in (above, here, below))
+    lines = sums(above, here, below, axis=2)
     result = ops.stack([columns(line) for line in lines], axis=2)
     result = ops.reshape(result, (batch, 2 * height, 2 * width, filters))
     return ops.cast(result + ops.cast(bias, "float32"), bias.dtype)
-
-
-def least_divisor(number, least):
-    """The least divisor of a number that is no less than another, at most the number itself."""
-    return next((n for n in range(max(least, 1), number) if number % n == 0), number)
 
 
 def _moments(x, groups):
