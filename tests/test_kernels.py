@@ -202,7 +202,9 @@ def strips(request, monkeypatch):
         monkeypatch.setattr(kernels, "_MAX_PRODUCTS", 4 * 9 * 5 * 16)
 
 
-@pytest.mark.parametrize("batch, height, width", [(1, 2, 3), (2, 8, 8), (3, 1, 2), (1, 7, 9)])
+@pytest.mark.parametrize(
+    "batch, height, width", [(1, 2, 3), (2, 8, 8), (3, 1, 2), (1, 7, 9), (1, 6, 9)]
+)
 def test_doubled_feature_maps_are_convolved_the_same(run, strips, batch, height, width):
     x, kernel, bias = numbers(batch, height, width, 4), numbers(3, 3, 4, 5), numbers(5)
     expected = ops.convert_to_numpy(plain_doubled(x, kernel, bias))
@@ -211,7 +213,7 @@ def test_doubled_feature_maps_are_convolved_the_same(run, strips, batch, height,
 
 
 def test_doubled_feature_maps_have_the_gradients_of_plain_ones(strips):
-    arrays = [ops.convert_to_tensor(a) for a in (numbers(1, 7, 9, 4), numbers(3, 3, 4, 5))]
+    arrays = [ops.convert_to_tensor(a) for a in (numbers(1, 6, 9, 4), numbers(3, 3, 4, 5))]
     gradients = [
         [
             ops.convert_to_numpy(

@@ -73,9 +73,7 @@ def _num_chunks(query, key):
     sizes = (*query.shape[:3], key.shape[3])
     if None in sizes:
         return 1
-    chunks = -(-math.prod(sizes) * 4 // _MAX_LOGITS)
-    divisors = (n for n in range(max(chunks, 1), sizes[2]) if sizes[2] % n == 0)
-    return next(divisors, sizes[2])
+    return kernels.least_divisor(sizes[2], -(-math.prod(sizes) * 4 // _MAX_LOGITS))
 
 
 def _attend(query, key, value, causal=False):

@@ -239,23 +239,21 @@ def convolve_doubled(x, kernel, bias):
         (batch, 2 * height, 2 * width, filters).
     """
     size = 4 * math.prod(x.shape[:3]) * 9 * kernel.shape[-1]
-    whole = functools.partial(_convolve_doubled, rows=x.shape[1])
-    if size <= _MAX_PRODUCTS:
+    strips = least_divisor(x.shape[1], -(-size // _MAX_PRODUCTS))
+    whole = functools.partial(_convolve_doubled, strips=1)
+    if strips == 1:
         return whole(x, kernel, bias)
-    rows = -(-x.shape[1] // -(-size // _MAX_PRODUCTS))
-    in_strips = functools.partial(_convolve_doubled, rows=rows)
+    in_strips = functools.partial(_convolve_doubled, strips=strips)
     return backend.with_gradient_of(whole, in_strips)(x, kernel, bias)
 
 
-def _convolve_doubled(x, kernel, bias, rows):
-    """The same, for so many rows at a time."""
+def _convolve_doubled(x, kernel, bias, strips):
     batch, height, width, channels = x.shape
-    strips, filters = -(-height // rows), kernel.shape[-1]
+    rows, filters = height // strips, kernel.shape[-1]
     dtype = "float32" if backend.prefers_float32(x.dtype) else x.dtype
     parts = ops.unstack(ops.cast(compilation.after(kernel, x), dtype))
     bias = ops.cast(bias, x.dtype)
-    around = (1, 1 + strips * rows - height)
-    padded = ops.pad(ops.cast(x, dtype), ((0, 0), around, (0, 0), (0, 0)))
+    padded = ops.pad(ops.cast(x, dtype), ((0, 0), (1, 1), (0, 0), (0, 0)))
 
     def convolve_strip(i):
         strip = ops.slice(padded, (0, rows * i, 0, 0), (batch, rows + 2, width, channels))
@@ -272,8 +270,7 @@ def _convolve_doubled(x, kernel, bias, rows):
         return convolve_strip(0)
     shape = (batch, 2 * rows, 2 * width, filters)
     result = compilation.stack_in_turn(convolve_strip, strips, shape, x.dtype, first=x)
-    result = ops.reshape(ops.moveaxis(result, 0, 1), (batch, -1, 2 * width, filters))
-    return result[:, : 2 * height]
+    return ops.reshape(ops.moveaxis(result, 0, 1), (batch, 2 * height, 2 * width, filters))
 
 
 def _sum_of_doubled(above, here, below, bias):
@@ -307,6 +304,11 @@ def _sum_of_doubled(above, here, below, bias):
     result = ops.stack([columns(line) for line in lines], axis=2)
     result = ops.reshape(result, (batch, 2 * height, 2 * width, filters))
     return ops.cast(result + ops.cast(bias, "float32"), bias.dtype)
+
+
+def least_divisor(number, least):
+    """The least divisor of a number that is no less than another, at most the number itself."""
+    return next((n for n in range(max(least, 1), number) if number % n == 0), number)
 
 
 def _moments(x, groups):

@@ -26,6 +26,7 @@ import numpy as np
 from keras import ops
 
 from kdiffusion import backend, compilation, processor
+from kdiffusion.models import kernels
 
 # Positions, in all images of a batch, from which on transforming the kernel is repaid.
 _MIN_POSITIONS = 512
@@ -181,8 +182,7 @@ def _num_strips(size, tiles_high):
     """How many equal parts the rows of tiles are split into."""
     if size <= _MAX_TILES:
         return 1
-    strips = min(-(-size // _STRIP), tiles_high)
-    return next(n for n in range(strips, tiles_high + 1) if tiles_high % n == 0)
+    return kernels.least_divisor(tiles_high, -(-size // _STRIP))
 
 
 def _convolve_strip(padded, multiply, bias, size):
