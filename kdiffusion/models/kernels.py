@@ -25,7 +25,7 @@ _FEW_POSITIONS = 128
 # Tokens, of a whole batch, from which on oneDNN's convolutions are faster than its products.
 _MANY_TOKENS = 2048
 
-# Bytes of products from which a doubled feature map is summed up, at a time.
+# Bytes, in float32, of the products from which a doubled feature map is summed up at a time.
 _MAX_PRODUCTS = 2**26
 
 # Positions of a feature map that are summed up at a time.
