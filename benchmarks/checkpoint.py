@@ -1,6 +1,6 @@
 """Random weights in a folder that every peer can read.
 
-    python -m benchmarks.checkpoint FOLDER full-size|tiny
+python -m benchmarks.checkpoint FOLDER full-size|tiny
 """
 
 from __future__ import annotations
@@ -8,13 +8,13 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from kdiffusion import weights
-from kdiffusion.presets import (
+from kdiffusion.models.architectures import (
     AutoencoderArchitecture,
     DiffusionArchitecture,
     TextEncoderArchitecture,
 )
-from kdiffusion.sources import RandomSource
+from kdiffusion.weights import variables
+from kdiffusion.weights.sources import RandomSource
 
 
 class FullSize(RandomSource):
@@ -39,9 +39,9 @@ def main():
     parser.add_argument("source", choices=SOURCES)
     arguments = parser.parse_args()
     source = SOURCES[arguments.source]()
-    models = {kind: source.model(kind, "float32") for kind in weights.MODELS}
+    models = {kind: source.model(kind, "float32") for kind in variables.MODELS}
     arguments.folder.parent.mkdir(parents=True, exist_ok=True)
-    weights.save(
+    variables.save(
         arguments.folder,
         models,
         source.schedule(),

@@ -37,9 +37,11 @@ def markdown(results: Sequence[Result]) -> str:
 def to_json(results: Sequence[Result], about: dict) -> str:
     """All values of all rounds, and what is known of the machine."""
     rows = [
-        {**result._asdict(), "value": result.value, "ratio": result.ratio}
-        if result.values
-        else result._asdict()
+        (
+            {**result._asdict(), "value": result.value, "ratio": result.ratio}
+            if result.values
+            else result._asdict()
+        )
         for result in results
     ]
     return json.dumps({"about": about, "results": rows}, indent=1)

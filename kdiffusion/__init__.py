@@ -22,32 +22,32 @@ _MODULES = {
     "ImageDecoder": "kdiffusion.models.image_decoder",
     "ImageEncoder": "kdiffusion.models.image_encoder",
     "ImageTower": "kdiffusion.models.image_tower",
-    "LatentDiffusion": "kdiffusion.latent_diffusion",
-    "PixelDiffusion": "kdiffusion.latent_diffusion",
+    "LatentDiffusion": "kdiffusion.pipelines.latent_diffusion",
+    "PixelDiffusion": "kdiffusion.pipelines.latent_diffusion",
     "Sampler": "kdiffusion.sampling.samplers",
     "Schedule": "kdiffusion.sampling.schedule",
-    "SimpleTokenizer": "kdiffusion.tokenizer",
+    "SimpleTokenizer": "kdiffusion.text.tokenizer",
     "Spacing": "kdiffusion.sampling.spacing",
-    "StableDiffusion": "kdiffusion.stable_diffusion",
+    "StableDiffusion": "kdiffusion.pipelines.stable_diffusion",
     "TextEncoder": "kdiffusion.models.text_encoder",
 }
 
 __all__ = ["__version__", *_MODULES]
 
 if TYPE_CHECKING:  # the same names for type checkers and editors, which cannot follow strings
-    from kdiffusion.latent_diffusion import LatentDiffusion as LatentDiffusion
-    from kdiffusion.latent_diffusion import PixelDiffusion as PixelDiffusion
     from kdiffusion.models.diffusion_model import DiffusionModel as DiffusionModel
     from kdiffusion.models.image_decoder import ImageDecoder as ImageDecoder
     from kdiffusion.models.image_encoder import ImageEncoder as ImageEncoder
     from kdiffusion.models.image_tower import ImageTower as ImageTower
     from kdiffusion.models.text_encoder import TextEncoder as TextEncoder
+    from kdiffusion.pipelines.latent_diffusion import LatentDiffusion as LatentDiffusion
+    from kdiffusion.pipelines.latent_diffusion import PixelDiffusion as PixelDiffusion
+    from kdiffusion.pipelines.stable_diffusion import StableDiffusion as StableDiffusion
     from kdiffusion.sampling.guidance import Guidance as Guidance
     from kdiffusion.sampling.samplers import Sampler as Sampler
     from kdiffusion.sampling.schedule import Schedule as Schedule
     from kdiffusion.sampling.spacing import Spacing as Spacing
-    from kdiffusion.stable_diffusion import StableDiffusion as StableDiffusion
-    from kdiffusion.tokenizer import SimpleTokenizer as SimpleTokenizer
+    from kdiffusion.text.tokenizer import SimpleTokenizer as SimpleTokenizer
 
 
 def __getattr__(name: str) -> Any:

@@ -151,7 +151,7 @@ def test_readme_command_lines_are_understood():
 
 
 def test_readme_names_every_preset():
-    from kdiffusion.presets import PRESETS
+    from kdiffusion.weights.presets import PRESETS
 
     rows = re.findall(r"^\| `([\w-]+)` \| (\d+) \|", README, re.MULTILINE)
     sizes = {name: int(size) for name, size in rows if name != "random-tiny"}

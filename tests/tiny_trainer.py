@@ -4,8 +4,8 @@ import keras
 import numpy as np
 from keras import ops
 
-from kdiffusion.training import draws
-from kdiffusion.training.trainer import Trainer, places
+from kdiffusion.training import random
+from kdiffusion.training.trainers.base import Trainer, places
 
 SIZE = 8
 
@@ -25,10 +25,10 @@ class TinyTrainer(Trainer):
 
     def losses(self, batch, key, step):
         images, index = ops.convert_to_tensor(batch["images"]), places(batch)
-        noise = draws.normal(key, step, index, (SIZE, SIZE, 3), draws.NOISE)
-        kept = draws.uniform(key, step, index, (), draws.CAPTION_DROPOUT) >= 0.1
+        noise = random.normal(key, step, index, (SIZE, SIZE, 3), random.NOISE)
+        kept = random.uniform(key, step, index, (), random.CAPTION_DROPOUT) >= 0.1
         kept = ops.reshape(ops.cast(kept, "float32"), (-1, 1, 1, 1))
-        level = ops.reshape(draws.stratified(key, step, index), (-1, 1, 1, 1))
+        level = ops.reshape(random.stratified(key, step, index), (-1, 1, 1, 1))
         error = self.network(kept * images + level * noise) - noise
         loss = ops.mean(error**2, axis=(1, 2, 3))
         return {"model": loss}, {"level": ops.reshape(level, (-1,))}

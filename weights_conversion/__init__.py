@@ -1,6 +1,5 @@
 """Public checkpoint layouts in and out, without any deep-learning framework."""
 
-from weights_conversion.checkpoint import Checkpoint, TensorInfo
 from weights_conversion.configs import (
     autoencoder_config,
     autoencoder_fields,
@@ -16,8 +15,8 @@ from weights_conversion.configs import (
     text_encoder_config,
     text_encoder_fields,
 )
-from weights_conversion.conversion import Report, convert, open_model
-from weights_conversion.errors import (
+from weights_conversion.files.checkpoint import Checkpoint, TensorInfo
+from weights_conversion.files.errors import (
     CheckpointError,
     CheckpointLimit,
     CheckpointMismatch,
@@ -25,23 +24,24 @@ from weights_conversion.errors import (
     NonFiniteWeights,
     UnsafeCheckpoint,
 )
-from weights_conversion.folder import (
+from weights_conversion.files.limits import Limits
+from weights_conversion.files.opening import open_checkpoint
+from weights_conversion.files.safetensors_reader import open_safetensors
+from weights_conversion.files.staging import staged, staged_file
+from weights_conversion.files.torch_reader import open_torch
+from weights_conversion.models.conversion import Report, convert, open_model
+from weights_conversion.models.folder import (
     DiffusersFolder,
     write_component,
     write_index,
     write_scheduler,
 )
-from weights_conversion.folder_model import FolderModel
-from weights_conversion.inspection import inspect
-from weights_conversion.limits import Limits
-from weights_conversion.mapping import read, write
+from weights_conversion.models.folder_model import FolderModel
+from weights_conversion.models.inspection import inspect
+from weights_conversion.models.single_file import SingleFile, open_single_file
 from weights_conversion.names import Row, Stored, rows
-from weights_conversion.opening import open_checkpoint
-from weights_conversion.safetensors_reader import open_safetensors
-from weights_conversion.single_file import SingleFile, open_single_file
-from weights_conversion.staging import staged, staged_file
-from weights_conversion.torch_reader import open_torch
-from weights_conversion.translation import translate
+from weights_conversion.names.mapping import read, write
+from weights_conversion.names.translation import translate
 
 __all__ = [
     "Checkpoint",

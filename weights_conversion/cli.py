@@ -12,15 +12,20 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from weights_conversion.conversion import FLOATS, WriteTokenizer, convert, open_model
-from weights_conversion.errors import CheckpointError, printable
-from weights_conversion.folder import MAX_SHARD_BYTES
-from weights_conversion.inspection import as_text, inspect
-from weights_conversion.prediction import PREDICTIONS
-from weights_conversion.safetensors_reader import open_safetensors
-from weights_conversion.safetensors_writer import write_safetensors
-from weights_conversion.single_file import WEIGHTS
-from weights_conversion.staging import check_space, removed_if_killed, staged_file
+from weights_conversion.files.errors import CheckpointError, printable
+from weights_conversion.files.safetensors_reader import open_safetensors
+from weights_conversion.files.safetensors_writer import write_safetensors
+from weights_conversion.files.staging import check_space, removed_if_killed, staged_file
+from weights_conversion.models.conversion import (
+    FLOATS,
+    WriteTokenizer,
+    convert,
+    open_model,
+)
+from weights_conversion.models.folder import MAX_SHARD_BYTES
+from weights_conversion.models.inspection import as_text, inspect
+from weights_conversion.models.prediction import PREDICTIONS
+from weights_conversion.models.single_file import WEIGHTS
 
 OK, FAILED, INTERRUPTED = 0, 1, 130  # argparse itself leaves with 2 on a usage error
 

@@ -6,12 +6,14 @@ import numpy as np
 from keras import ops
 
 from benchmarks import inputs
-from kdiffusion import StableDiffusion, compilation, generation
-from kdiffusion.models import flash
-from kdiffusion.models.attention import attend
+from kdiffusion import StableDiffusion
+from kdiffusion.models.kernels import flash
+from kdiffusion.models.layers.attention import attend
+from kdiffusion.pipelines.settings import Settings
+from kdiffusion.runtime import programs
+from kdiffusion.sampling import run as generation
 from kdiffusion.sampling.guidance import Guidance
-from kdiffusion.sampling.levels import Spacing
-from kdiffusion.settings import Settings
+from kdiffusion.sampling.spacing import Spacing
 
 
 class Peer:
@@ -60,7 +62,7 @@ class Peer:
             y = attend(flat, flat, flat, heads, use_flash=use_flash[width])
             return ops.reshape(y, x.shape)
 
-        run = compilation.compile_function(compute, compilation.use_jit(self.model.jit_compile))
+        run = programs.compile_function(compute, programs.use_jit(self.model.jit_compile))
         tensors = [ops.cast(x, dtype) for x in inputs.attention(side)]
         use_flash = {x.shape[-1]: flash.works(x.shape[-1], dtype) for x in tensors}
         return lambda: [ops.convert_to_numpy(ops.cast(run(x), "float32")) for x in tensors]

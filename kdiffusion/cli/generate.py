@@ -18,10 +18,10 @@ from kdiffusion import __version__
 from kdiffusion.cli import files
 from kdiffusion.cli.messages import log, silent_import
 from kdiffusion.cli.options import GENERATE
-from kdiffusion.presets import DEFAULT
+from kdiffusion.weights.presets import DEFAULT
 
 if TYPE_CHECKING:
-    from kdiffusion.metadata import Parameters
+    from kdiffusion.pipelines.metadata import Parameters
     from kdiffusion.sampling.samplers import Sampler
     from kdiffusion.sampling.spacing import Spacing
 
@@ -33,9 +33,7 @@ _STABLE_DIFFUSION = 8  # how many times smaller the latents are whose colours ar
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Say what the command understands."""
-    parser.description = (
-        "Draw pictures from a prompt, or of a class, and write them as PNG files."
-    )
+    parser.description = "Draw pictures from a prompt, or of a class, and write them as PNG files."
     parser.set_defaults(run=run, usage_error=parser.error)
     for title, options in GENERATE.items():
         group = parser.add_argument_group(title)
@@ -85,7 +83,7 @@ def _check_task(arguments):
 
 
 def _check_without_prompt(arguments):
-    from kdiffusion.presets import PRESETS
+    from kdiffusion.weights.presets import PRESETS
 
     if arguments.preset in (*PRESETS, "random-tiny"):
         arguments.usage_error("this model draws from a text: give a prompt")
@@ -96,7 +94,7 @@ def _check_without_prompt(arguments):
 
 
 def _check_files(arguments, paths):
-    from kdiffusion.pictures import read
+    from kdiffusion.images.reading import read
 
     written = list(paths)
     if arguments.preview:
@@ -113,7 +111,7 @@ def _check_files(arguments, paths):
 
 def _draw(arguments: argparse.Namespace, seed: int, paths: Sequence[Path]) -> None:
     import kdiffusion
-    from kdiffusion.metadata import save_pictures
+    from kdiffusion.pipelines.metadata import save_pictures
 
     with silent_import():
         open_model = _opener(arguments)
@@ -147,8 +145,8 @@ def _draw(arguments: argparse.Namespace, seed: int, paths: Sequence[Path]) -> No
 
 def _sampling(arguments: argparse.Namespace) -> tuple[Sampler, Spacing]:
     """The sampler and the spacing, the model's own where the user has not chosen."""
-    from kdiffusion.settings import resolve_sampling
-    from kdiffusion.sources import open_source
+    from kdiffusion.pipelines.settings import resolve_sampling
+    from kdiffusion.weights.sources import open_source
 
     own = open_source(arguments.preset).sampling()
     sampler, spacing = resolve_sampling(arguments.sampler, arguments.spacing, own)
@@ -161,7 +159,7 @@ def _opener(arguments) -> Callable[..., Any]:
         import kdiffusion
 
         return kdiffusion.StableDiffusion.from_preset
-    from kdiffusion.opening import open_model
+    from kdiffusion.pipelines.open_model import open_model
 
     return open_model
 
@@ -180,7 +178,7 @@ def _task(model, arguments) -> Callable[..., Any]:
 
 def _draw_class(model, label, *, prompt, negative_prompt, **settings):
     """Pictures by a model without texts, which takes neither prompt."""
-    from kdiffusion.latent_diffusion import LabelledDiffusion
+    from kdiffusion.pipelines.latent_diffusion import LabelledDiffusion
 
     if not isinstance(model, LabelledDiffusion):
         raise ValueError("this model draws from a text: give a prompt")
@@ -208,7 +206,7 @@ def _show(path: Path, model) -> Callable[..., None]:
 
 def _parameters(arguments: argparse.Namespace, sampler: Sampler, spacing: Spacing) -> Parameters:
     """How the pictures were made, but for what each has of its own."""
-    from kdiffusion.metadata import Parameters
+    from kdiffusion.pipelines.metadata import Parameters
 
     return Parameters(
         prompt=arguments.prompt or "",

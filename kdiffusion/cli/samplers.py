@@ -56,7 +56,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _plot(arguments, names):
-    from kdiffusion.plots import plot_samplers
+    from kdiffusion.sampling.plots import plot_samplers
     from kdiffusion.sampling.spacing import Spacing
 
     files.check_suffix("--plot", arguments.plot)
@@ -69,7 +69,6 @@ def _record(name: str) -> dict[str, Any]:
     """What a sampler is, told by its record and by the tables that it makes."""
     import numpy as np
 
-    from kdiffusion.metadata import SAMPLER_LABELS
     from kdiffusion.sampling.levels import FAMILIES
     from kdiffusion.sampling.samplers import SAMPLERS, make_table
     from kdiffusion.sampling.schedule import Schedule
@@ -81,7 +80,7 @@ def _record(name: str) -> dict[str, Any]:
     spaced = not all(np.array_equal(first, other) for other in others)
     return {
         "name": name,
-        "label": SAMPLER_LABELS[name],
+        "label": record.label,
         "orders": list(range(1, record.max_order + 1)),
         "order": record.order,
         "eta": record.eta,

@@ -6,7 +6,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from kdiffusion.vocabulary import NAME, PATH_VARIABLE, local_vocabulary
+from kdiffusion.text.vocabulary import NAME, PATH_VARIABLE, local_vocabulary
 
 
 def write_tokenizer(folder: Path, source: Any) -> bool:
@@ -19,7 +19,7 @@ def write_tokenizer(folder: Path, source: Any) -> bool:
     Returns:
         Whether it was written; if it was not, a warning says why.
     """
-    from kdiffusion.tokenizer import SimpleTokenizer
+    from kdiffusion.text.tokenizer import SimpleTokenizer
 
     path = local_vocabulary()
     if path is None:

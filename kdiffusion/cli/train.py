@@ -63,8 +63,8 @@ def _check_unused(folder: Path) -> None:
 
 def _train(arguments):
     with silent_import():
-        from kdiffusion.training.loop import Loop
-        from kdiffusion.training.recipes import make_run
+        from kdiffusion.training.config.build import make_run
+        from kdiffusion.training.loop.loop import Loop
 
     configuration = _configuration(arguments)
     made = make_run(configuration, None if arguments.quiet else _progress)
@@ -80,15 +80,15 @@ def _train(arguments):
 
 
 def _ahead(data):
-    from kdiffusion.training.data import Prefetch
+    from kdiffusion.training.data.batches import Prefetch
 
     return Prefetch(data)
 
 
 def _configuration(arguments) -> Any:
     """The file's settings, or those of the run to be resumed, and the options over them."""
-    from kdiffusion.training.configuration import resolve
-    from kdiffusion.training.records import load
+    from kdiffusion.records import load
+    from kdiffusion.training.config.schema import resolve
 
     stored = arguments.output / _CONFIG
     path = arguments.config or (stored if arguments.resume and stored.exists() else None)

@@ -6,8 +6,8 @@ import contextlib
 
 import keras
 
-from kdiffusion import presets
-from kdiffusion.models.layers import Uninitialized
+from kdiffusion import records
+from kdiffusion.models.layers.base import Uninitialized
 
 
 class ArchitectureModel(keras.Model):
@@ -18,7 +18,7 @@ class ArchitectureModel(keras.Model):
     model.
 
     Args:
-        architecture: record of `kdiffusion.presets`, or a dictionary of its fields.
+        architecture: record of `kdiffusion.weights.presets`, or a dictionary of its fields.
         initialize: bool. `False` leaves the kernels unwritten, which makes building fast when
             weights are loaded next. It is no part of the architecture, so not of `get_config`.
         dtype: Keras dtype policy, or `None` for the global one.
@@ -95,7 +95,7 @@ class ArchitectureModel(keras.Model):
 
     def get_config(self):
         return {
-            "architecture": presets.fields(self.architecture),
+            "architecture": records.fields(self.architecture),
             "dtype": keras.dtype_policies.serialize(self.dtype_policy),
             "name": self.name,
         }

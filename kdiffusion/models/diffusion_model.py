@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import keras
 
-from kdiffusion.models.attention import SpatialTransformer
+from kdiffusion.models.architectures import DiffusionArchitecture
 from kdiffusion.models.base import ArchitectureModel
-from kdiffusion.models.layers import (
+from kdiffusion.models.layers.attention import SpatialTransformer
+from kdiffusion.models.layers.base import (
     Downsample,
     LabelEmbedding,
     ResnetBlock,
@@ -15,8 +16,7 @@ from kdiffusion.models.layers import (
     Upsample,
     conv2d,
 )
-from kdiffusion.models.norms import GroupNorm
-from kdiffusion.presets import DiffusionArchitecture
+from kdiffusion.models.layers.norms import GroupNorm
 
 
 @keras.saving.register_keras_serializable(package="kdiffusion")
@@ -72,9 +72,7 @@ class DiffusionModel(ArchitectureModel):
         base = architecture.channels[0]
         time = TimeEmbedding(base, 4 * base, name="time_embedding", **options)(inputs["timestep"])
         if architecture.num_classes is not None:
-            embedding = LabelEmbedding(
-                architecture.num_classes, name="label_embedding", **options
-            )
+            embedding = LabelEmbedding(architecture.num_classes, name="label_embedding", **options)
             time = embedding(inputs["label"], time)
         unet = _Stages(architecture, options, time, inputs.get("context"))
         x = conv2d(base, 3, "conv_in", **options)(inputs["latents"])

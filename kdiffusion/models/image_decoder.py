@@ -5,11 +5,11 @@ from __future__ import annotations
 import keras
 import numpy as np
 
-from kdiffusion.models.autoencoder_stages import blocks, middle, norm_out, resnet
+from kdiffusion.models.architectures import AutoencoderArchitecture
 from kdiffusion.models.base import ArchitectureModel
-from kdiffusion.models.codebook import Codebook
-from kdiffusion.models.layers import Upsample, conv2d
-from kdiffusion.presets import AutoencoderArchitecture
+from kdiffusion.models.layers.autoencoder import blocks, middle, norm_out, resnet
+from kdiffusion.models.layers.base import Upsample, conv2d
+from kdiffusion.models.layers.codebook import Codebook
 
 
 @keras.saving.register_keras_serializable(package="kdiffusion")

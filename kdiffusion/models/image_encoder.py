@@ -6,10 +6,10 @@ import keras
 import numpy as np
 from keras import ops
 
-from kdiffusion.models.autoencoder_stages import blocks, middle, norm_out, resnet
+from kdiffusion.models.architectures import AutoencoderArchitecture
 from kdiffusion.models.base import ArchitectureModel
-from kdiffusion.models.layers import Downsample, conv2d
-from kdiffusion.presets import AutoencoderArchitecture
+from kdiffusion.models.layers.autoencoder import blocks, middle, norm_out, resnet
+from kdiffusion.models.layers.base import Downsample, conv2d
 
 # The log-variance of codes that have none: exp(-100) changes no float32.
 _POINT = -200.0

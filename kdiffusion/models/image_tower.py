@@ -5,11 +5,11 @@ from __future__ import annotations
 import keras
 from keras import ops
 
-from kdiffusion.models.attention import flatten_positions
+from kdiffusion.models.architectures import ImageTowerArchitecture
 from kdiffusion.models.base import ArchitectureModel
-from kdiffusion.models.encoder_layer import EncoderLayer
-from kdiffusion.models.layers import Block, conv2d
-from kdiffusion.presets import ImageTowerArchitecture
+from kdiffusion.models.layers.attention import flatten_positions
+from kdiffusion.models.layers.base import Block, conv2d
+from kdiffusion.models.layers.clip import EncoderLayer
 
 _serializable = keras.saving.register_keras_serializable(package="kdiffusion")
 

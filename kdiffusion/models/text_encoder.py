@@ -5,11 +5,11 @@ from __future__ import annotations
 import keras
 from keras import ops
 
+from kdiffusion.models.architectures import TextEncoderArchitecture
 from kdiffusion.models.base import ArchitectureModel
-from kdiffusion.models.encoder_layer import EncoderLayer
-from kdiffusion.models.layers import Block
-from kdiffusion.models.norms import LayerNorm
-from kdiffusion.presets import TextEncoderArchitecture
+from kdiffusion.models.layers.base import Block
+from kdiffusion.models.layers.clip import EncoderLayer
+from kdiffusion.models.layers.norms import LayerNorm
 
 _serializable = keras.saving.register_keras_serializable(package="kdiffusion")
 

@@ -20,6 +20,7 @@ class SamplerRecord(NamedTuple):
     Args:
         rows: function of the Levels and the options below, returns the Rows.
         family: name in `levels.FAMILIES`.
+        label: the sampler's name in the metadata of pictures, as AUTOMATIC1111 writes it.
         eta: float, the default of the option; None if the sampler has no such option.
         order: int, the default of the option; None if the sampler has no such option.
         max_order: int, the orders are 1 to this.
@@ -27,31 +28,33 @@ class SamplerRecord(NamedTuple):
 
     rows: Callable[..., list[Row]]
     family: str
+    label: str
     eta: float | None = None
     order: int | None = None
     max_order: int = 0
 
 
+# Labels are AUTOMATIC1111's where it has the sampler (modules/sd_samplers_*.py), else the field's.
 SAMPLERS = {
-    "ddim": SamplerRecord(one_step.ddim, "ddim", eta=0.0),
-    "ddpm": SamplerRecord(one_step.ddpm, "ddpm"),
-    "pndm": SamplerRecord(multistep.pndm, "ddim"),
-    "euler": SamplerRecord(one_step.euler, "euler"),
-    "euler_a": SamplerRecord(one_step.euler_a, "euler", eta=1.0),
-    "heun": SamplerRecord(two_calls.heun, "euler"),
-    "lms": SamplerRecord(multistep.lms, "euler", order=4, max_order=4),
-    "ipndm": SamplerRecord(multistep.ipndm, "euler", order=4, max_order=4),
-    "dpm2": SamplerRecord(two_calls.dpm2, "dpm2"),
-    "dpm2_a": SamplerRecord(two_calls.dpm2_a, "dpm2", eta=1.0),
-    "dpmpp_2s_a": SamplerRecord(two_calls.dpmpp_2s_a, "euler", eta=1.0),
-    "dpmpp_sde": SamplerRecord(two_calls.dpmpp_sde, "euler", eta=1.0),
-    "dpmpp_2m": SamplerRecord(multistep.dpmpp_2m, "dpmpp"),
-    "dpmpp_2m_sde": SamplerRecord(multistep.dpmpp_2m_sde, "dpmpp", eta=1.0),
-    "dpmpp_3m_sde": SamplerRecord(multistep.dpmpp_3m_sde, "dpmpp", eta=1.0),
-    "deis": SamplerRecord(multistep.deis, "deis", order=2, max_order=3),
-    "unipc": SamplerRecord(multistep.unipc, "dpmpp", order=2, max_order=3),
-    "lcm": SamplerRecord(one_step.lcm, "lcm"),
-    "tcd": SamplerRecord(one_step.tcd, "tcd", eta=0.3),
+    "ddim": SamplerRecord(one_step.ddim, "ddim", "DDIM", eta=0.0),
+    "ddpm": SamplerRecord(one_step.ddpm, "ddpm", "DDPM"),
+    "pndm": SamplerRecord(multistep.pndm, "ddim", "PLMS"),
+    "euler": SamplerRecord(one_step.euler, "euler", "Euler"),
+    "euler_a": SamplerRecord(one_step.euler_a, "euler", "Euler a", eta=1.0),
+    "heun": SamplerRecord(two_calls.heun, "euler", "Heun"),
+    "lms": SamplerRecord(multistep.lms, "euler", "LMS", order=4, max_order=4),
+    "ipndm": SamplerRecord(multistep.ipndm, "euler", "iPNDM", order=4, max_order=4),
+    "dpm2": SamplerRecord(two_calls.dpm2, "dpm2", "DPM2"),
+    "dpm2_a": SamplerRecord(two_calls.dpm2_a, "dpm2", "DPM2 a", eta=1.0),
+    "dpmpp_2s_a": SamplerRecord(two_calls.dpmpp_2s_a, "euler", "DPM++ 2S a", eta=1.0),
+    "dpmpp_sde": SamplerRecord(two_calls.dpmpp_sde, "euler", "DPM++ SDE", eta=1.0),
+    "dpmpp_2m": SamplerRecord(multistep.dpmpp_2m, "dpmpp", "DPM++ 2M"),
+    "dpmpp_2m_sde": SamplerRecord(multistep.dpmpp_2m_sde, "dpmpp", "DPM++ 2M SDE", eta=1.0),
+    "dpmpp_3m_sde": SamplerRecord(multistep.dpmpp_3m_sde, "dpmpp", "DPM++ 3M SDE", eta=1.0),
+    "deis": SamplerRecord(multistep.deis, "deis", "DEIS", order=2, max_order=3),
+    "unipc": SamplerRecord(multistep.unipc, "dpmpp", "UniPC", order=2, max_order=3),
+    "lcm": SamplerRecord(one_step.lcm, "lcm", "LCM"),
+    "tcd": SamplerRecord(one_step.tcd, "tcd", "TCD", eta=0.3),
 }
 
 

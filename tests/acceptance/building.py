@@ -12,8 +12,8 @@ import time
 import keras
 import numpy as np
 
-from kdiffusion.presets import fields
-from kdiffusion.weights import MODELS
+from kdiffusion.records import fields
+from kdiffusion.weights.variables import MODELS
 
 BAR = 3.0  # processor seconds, all four together
 

@@ -107,19 +107,21 @@ class Laps:
 
 
 def child(arguments):
-    from kdiffusion import StableDiffusion, compilation, sources
+    from kdiffusion import StableDiffusion
     from kdiffusion.models.base import ArchitectureModel
+    from kdiffusion.runtime import programs
+    from kdiffusion.weights import sources
 
     laps = Laps()
     ArchitectureModel.__init__ = laps.timed(ArchitectureModel.__init__, "building")
     sources.assign = laps.timed(sources.assign, "reading weights")
-    compile_function = compilation.compile_function
+    compile_function = programs.compile_function
 
     @functools.wraps(compile_function)
     def compile_timed(function, *rest):
         return compile_function(laps.timed(function, "tracing"), *rest)
 
-    compilation.compile_function = compile_timed
+    programs.compile_function = compile_timed
     model = StableDiffusion.from_preset(arguments.checkpoint, dtype=arguments.dtype)
     # The clock, not a difference: the parent knows when this process was started.
     laps.add("start and import", time.time(), time.process_time())

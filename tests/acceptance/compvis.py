@@ -27,8 +27,8 @@ from diffusers.utils import logging  # noqa: E402
 from full_size import FULL, TINY, write_folder  # noqa: E402
 
 from weights_conversion import open_model, open_safetensors, open_single_file, rows  # noqa: E402
-from weights_conversion.components import COMPONENTS  # noqa: E402
-from weights_conversion.layouts import stored_shapes  # noqa: E402
+from weights_conversion.models.components import COMPONENTS  # noqa: E402
+from weights_conversion.names.layouts import stored_shapes  # noqa: E402
 
 MOST_EXTRA_BYTES = 300_000_000
 

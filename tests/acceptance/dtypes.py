@@ -43,9 +43,7 @@ def main():
 
 def measure(arguments, policy, failures):
     """Outputs of all components for fixed inputs, and a picture of 20 guided steps."""
-    model = StableDiffusion(
-        arguments.size, arguments.size, preset=arguments.preset, dtype=policy
-    )
+    model = StableDiffusion(arguments.size, arguments.size, preset=arguments.preset, dtype=policy)
     generator = np.random.default_rng(0)
     codec = model.decoder.architecture
     side = arguments.size // codec.downsampling

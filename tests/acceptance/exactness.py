@@ -122,7 +122,7 @@ def check_weights(table, exact):
 
 def check_compiled(table, pipeline, results):
     """The networks as pipelines run them."""
-    from kdiffusion.generation import Program
+    from kdiffusion.sampling.run import Program
 
     program = Program(call, pipeline.jit_compile)
     for case in results["inputs"]:
@@ -172,7 +172,7 @@ def check_latents(table, pipeline, results):
 
 def make_pipeline(preset, **options):
     """A pipeline whose pictures are the final latents."""
-    from kdiffusion.stable_diffusion import StableDiffusion
+    from kdiffusion.pipelines.stable_diffusion import StableDiffusion
 
     class LatentsPipeline(StableDiffusion):
         def decode(self, latents):

@@ -8,11 +8,11 @@ from unittest import mock
 
 from keras import ops
 
-from kdiffusion.models import attention
-from kdiffusion.models.attention import SpatialTransformer
-from kdiffusion.models.encoder_layer import EncoderLayer
-from kdiffusion.models.layers import Downsample, TimeEmbedding
-from kdiffusion.models.norms import GroupNorm
+from kdiffusion.models.layers import attention
+from kdiffusion.models.layers.attention import SpatialTransformer
+from kdiffusion.models.layers.base import Downsample, TimeEmbedding
+from kdiffusion.models.layers.clip import EncoderLayer
+from kdiffusion.models.layers.norms import GroupNorm
 
 
 @contextmanager

@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PICTURE = """
 import sys
 from PIL import Image
-from kdiffusion.metadata import read_parameters
+from kdiffusion.pipelines.metadata import read_parameters
 with Image.open(sys.argv[1]) as image:
     shape = image.size
     darkest, brightest = image.convert("L").getextrema()

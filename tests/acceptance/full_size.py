@@ -9,7 +9,7 @@ sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
 
 from corpus import models  # noqa: E402
 
-from kdiffusion.tokenizer import SimpleTokenizer  # noqa: E402
+from kdiffusion.text.tokenizer import SimpleTokenizer  # noqa: E402
 from weights_conversion import (  # noqa: E402
     Checkpoint,
     TensorInfo,
@@ -22,8 +22,8 @@ from weights_conversion import (  # noqa: E402
     write_index,
     write_scheduler,
 )
-from weights_conversion.components import COMPONENTS  # noqa: E402
-from weights_conversion.layouts import stored_shapes  # noqa: E402
+from weights_conversion.models.components import COMPONENTS  # noqa: E402
+from weights_conversion.names.layouts import stored_shapes  # noqa: E402
 
 UNET = models.UNET | {"channels": (320, 640, 1280, 1280), "layers_per_level": 2}
 UNET |= {"depths": (1, 1, 1, 0), "num_heads": (8, 8, 8, 8)}

@@ -28,7 +28,7 @@ from corpus.pickles import archive, dictionary, floats  # noqa: E402
 from safetensors import SafetensorError, deserialize  # noqa: E402
 
 from weights_conversion import CheckpointError, Limits, open_checkpoint  # noqa: E402
-from weights_conversion.pickle_reader import load_pickle  # noqa: E402
+from weights_conversion.files.pickle_reader import load_pickle  # noqa: E402
 
 COUNT = 200_000
 MOST_SECONDS = 1.0

@@ -120,7 +120,7 @@ constants.DOWNLOAD_CHUNK_SIZE = 4096
 import resource
 if len(sys.argv) > 2:
     resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]),) * 2)
-from kdiffusion.hub import fetch
+from kdiffusion.weights.hub import fetch
 began, result = time.monotonic(), {}
 with warnings.catch_warnings(record=True) as told:
     warnings.simplefilter("always")

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from inputs_case import Case
 
-from kdiffusion.tokenizer import CHARACTERS_PER_TOKEN, SimpleTokenizer
+from kdiffusion.text.tokenizer import CHARACTERS_PER_TOKEN, SimpleTokenizer
 
 # A token of the preset's vocabulary is a byte, so a letter and a space are one, and a row of 77
 # with its start and end has room for 75. Each: prompt, the same in plain words, what it is not,

@@ -1,6 +1,6 @@
 """The wheel, installed alone in an empty folder: quick help without frameworks, and a picture.
 
-    python tests/acceptance/installation.py
+python tests/acceptance/installation.py
 """
 
 import re

@@ -22,7 +22,7 @@ from pathlib import Path
 from full_size import FULL, random_tensors, tables
 
 from weights_conversion import open_safetensors
-from weights_conversion.safetensors_writer import write_safetensors
+from weights_conversion.files.safetensors_writer import write_safetensors
 
 MOST_SECONDS = 15.0
 MOST_MEMORY = 1.4  # of the weights

@@ -199,15 +199,17 @@ def start_counters(jit_compile):
         )
         return {"backend_compile events": lambda model: len(events)}
 
-    from kdiffusion.graphs import PlainGraph
+    from kdiffusion.runtime.plain_graph import PlainGraph
 
     def graphs(model):
         programs = [value for name, value in vars(model).items() if name.endswith("_program")]
         return sum(
             # One of ours, or one of TensorFlow's where XLA compiles all of it.
-            len(function)
-            if isinstance(function, PlainGraph)
-            else function.experimental_get_tracing_count()
+            (
+                len(function)
+                if isinstance(function, PlainGraph)
+                else function.experimental_get_tracing_count()
+            )
             for program in programs
             for function in program._compiled.values()
         )

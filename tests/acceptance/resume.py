@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from kdiffusion import Guidance, StableDiffusion
-from kdiffusion.generation import State
+from kdiffusion.sampling.run import State
 from kdiffusion.sampling.samplers import SAMPLERS
 
 PROMPTS = ["a red circle", "a blue square", "two words", ""]

@@ -15,10 +15,10 @@ import time
 import numpy as np
 from PIL import Image, ImageFilter
 
-from kdiffusion.training import scenes_grammar as grammar
-from kdiffusion.training.scenes import render, training_scene
-from kdiffusion.training.scenes_data import SPLITS, SceneData, evaluation_scenes
-from kdiffusion.training.scenes_detector import accuracy, judge
+from kdiffusion.shapes import grammar as grammar
+from kdiffusion.shapes.data import SPLITS, SceneData, evaluation_scenes
+from kdiffusion.shapes.detector import accuracy, judge
+from kdiffusion.shapes.scenes import render, training_scene
 
 BAR, HARD_BAR, FALSE_BAR = 0.995, 0.99, 0.001
 SEED = 1_000_000  # no model is trained with it

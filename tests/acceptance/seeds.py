@@ -11,7 +11,7 @@ import sys
 import numpy as np
 
 from kdiffusion import StableDiffusion
-from kdiffusion.noise import noise_stream
+from kdiffusion.sampling.noise import noise_stream
 from kdiffusion.sampling.samplers import SAMPLERS
 
 # Published by AUTOMATIC1111 (stable-diffusion-webui, modules/rng_philox.py), seed 0.

@@ -1,6 +1,6 @@
 """diffusers loads the folder of the model `shapes` and draws the same pictures.
 
-    python tests/acceptance/shapes_diffusers.py [--preset FOLDER] [--count PICTURES] [--golden FILE]
+python tests/acceptance/shapes_diffusers.py [--preset FOLDER] [--count PICTURES] [--golden FILE]
 """
 
 import argparse
@@ -13,9 +13,9 @@ from diffusers import StableDiffusionPipeline
 
 import kdiffusion
 from kdiffusion import StableDiffusion
-from kdiffusion.training.scenes_data import evaluation_scenes
+from kdiffusion.shapes.data import evaluation_scenes
 
-SHAPES = Path(kdiffusion.__file__).parent / "shapes"
+SHAPES = Path(kdiffusion.__file__).parent / "shapes" / "model"
 BAR = 2  # of 255
 GOLDEN = 4  # pictures
 SETTINGS = {"num_inference_steps": 20, "guidance_scale": 7.5}

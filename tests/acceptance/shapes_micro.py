@@ -15,11 +15,11 @@ from pathlib import Path
 import numpy as np
 
 from kdiffusion import StableDiffusion
-from kdiffusion.training.scenes import render
-from kdiffusion.training.scenes_data import evaluation_scenes
-from kdiffusion.training.scenes_report import judge_all
-from kdiffusion.training.shapes import MICRO, run
-from kdiffusion.training.shapes_report import draw
+from kdiffusion.shapes.data import evaluation_scenes
+from kdiffusion.shapes.evaluation import judge_all
+from kdiffusion.shapes.recipe import MICRO, run
+from kdiffusion.shapes.report import draw
+from kdiffusion.shapes.scenes import render
 
 TIMES = 5
 PROMPTS = 64

@@ -13,12 +13,12 @@ from pathlib import Path
 
 import kdiffusion
 from kdiffusion import StableDiffusion
-from kdiffusion.training.clip import CLIPTrainer
-from kdiffusion.training.scenes_data import SPLITS, evaluation_scenes
-from kdiffusion.training.scenes_report import evaluate, markdown
-from kdiffusion.training.shapes_report import draw, gallery, measure_clip
+from kdiffusion.shapes.data import SPLITS, evaluation_scenes
+from kdiffusion.shapes.evaluation import evaluate, markdown
+from kdiffusion.shapes.report import draw, gallery, measure_clip
+from kdiffusion.training.trainers.clip import CLIPTrainer
 
-SHAPES = Path(kdiffusion.__file__).parent / "shapes"
+SHAPES = Path(kdiffusion.__file__).parent / "shapes" / "model"
 MAX_BYTES = 15_000_000
 ONE_BAR, TWO_BAR, SHUFFLED_BAR, RETRIEVAL_BAR = 0.85, 0.60, 0.05, 0.90
 

@@ -16,8 +16,8 @@ from fresh import environment, shell
 from installation import build_wheel
 from PIL import Image
 
-from kdiffusion.training.scenes_detector import judge
-from kdiffusion.training.scenes_grammar import parse
+from kdiffusion.shapes.detector import judge
+from kdiffusion.shapes.grammar import parse
 
 PROMPT = "a red circle on a blue background"
 SECONDS, MEGABYTES = 15.0, 1500

@@ -14,7 +14,7 @@ import keras
 import numpy as np
 from training_runs import Latents, TinyData, TinyTrainer, diffusion_trainer, values
 
-from kdiffusion import backend
+from kdiffusion.runtime import backend
 from kdiffusion.training import Loop, LoopSettings
 
 BAR = 1e-6

@@ -79,8 +79,9 @@ def measure(arguments):
     from keras import ops
 
     from kdiffusion import DiffusionModel, Schedule
-    from kdiffusion.presets import DiffusionArchitecture
-    from kdiffusion.training import DiffusionTrainer, gradients
+    from kdiffusion.models.architectures import DiffusionArchitecture
+    from kdiffusion.training import DiffusionTrainer
+    from kdiffusion.training.loop import gradients
 
     keras.utils.set_random_seed(0)
     network = DiffusionModel(

@@ -20,8 +20,8 @@ from pathlib import Path
 import numpy as np
 from training_runs import Run, TellingData, slow_saves, tiny_loop
 
-from kdiffusion.training import checkpoints
-from kdiffusion.training.report import read_log
+from kdiffusion.training.loop import checkpoints
+from kdiffusion.training.loop.report import read_log
 
 NOBODY = 65534
 

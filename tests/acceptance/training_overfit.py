@@ -29,7 +29,7 @@ from kdiffusion import (
     TextEncoder,
 )
 from kdiffusion.images import to_uint8
-from kdiffusion.presets import (
+from kdiffusion.models.architectures import (
     AutoencoderArchitecture,
     DiffusionArchitecture,
     TextEncoderArchitecture,
@@ -42,7 +42,7 @@ from kdiffusion.training import (
     LoopSettings,
     Objective,
 )
-from kdiffusion.training.latent_scale import measure, scaled
+from kdiffusion.training.trainers.latent_scale import measure, scaled
 
 SIDE = 16
 BAR = 25.0  # dB, from what is drawn to a picture that was learned

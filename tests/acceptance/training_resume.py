@@ -28,8 +28,9 @@ from training_runs import (
     tiny_loop,
 )
 
-from kdiffusion.training import Loop, LoopSettings, checkpoints
-from kdiffusion.training.report import read_log
+from kdiffusion.training import Loop, LoopSettings
+from kdiffusion.training.loop import checkpoints
+from kdiffusion.training.loop.report import read_log
 
 INTERVAL = 3
 LOSS_BAR = 1e-6

@@ -20,10 +20,11 @@ import numpy as np
 import tensorflow  # noqa: F401
 from keras import ops
 
+from kdiffusion.models.architectures import DiffusionArchitecture
 from kdiffusion.models.diffusion_model import DiffusionModel
-from kdiffusion.presets import DiffusionArchitecture
 from kdiffusion.sampling.schedule import Schedule
-from kdiffusion.training import DiffusionTrainer, Loop, LoopSettings, Objective, checkpoints
+from kdiffusion.training import DiffusionTrainer, Loop, LoopSettings, Objective
+from kdiffusion.training.loop import checkpoints
 
 sys.path.append(str(Path(__file__).parents[1]))
 from tiny_trainer import TinyData, TinyTrainer  # noqa: E402

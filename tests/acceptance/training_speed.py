@@ -109,8 +109,9 @@ def our_worker():
     from keras import ops
 
     from kdiffusion import DiffusionModel, Schedule
-    from kdiffusion.presets import DiffusionArchitecture
-    from kdiffusion.training import DiffusionTrainer, gradients
+    from kdiffusion.models.architectures import DiffusionArchitecture
+    from kdiffusion.training import DiffusionTrainer
+    from kdiffusion.training.loop import gradients
 
     network = DiffusionModel(DiffusionArchitecture(**ARCHITECTURE))
     trainer = DiffusionTrainer(network, Schedule())
@@ -185,7 +186,8 @@ def full_worker():
     from keras import ops
 
     from kdiffusion import DiffusionModel, Schedule
-    from kdiffusion.training import DiffusionTrainer, gradients
+    from kdiffusion.training import DiffusionTrainer
+    from kdiffusion.training.loop import gradients
 
     keras.utils.set_random_seed(0)
     network = DiffusionModel(gradient_checkpointing=True)

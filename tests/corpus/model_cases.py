@@ -77,33 +77,83 @@ BARE = {name.removeprefix(UNET): a for name, a in SD1.items() if name.startswith
 NO_VAE = {name: array for name, array in SD1.items() if "first_stage" not in name}
 
 CASES = [
-    *(Case(74, f"looks like {title}", zeros(**shapes), CheckpointMismatch, title, use=read_model)
-      for title, shapes in OTHERS.items()),
-    Case(74, "Stable Diffusion 1 into an inpainting model", save(SD1), CheckpointMismatch,
-         "of another shape", use=read_as_inpainting),
-    Case(74, "Stable Diffusion 2 that does not tell its prediction", save(SD2),
-         CheckpointMismatch, "prediction_type=", use=read_schedule),
+    *(
+        Case(74, f"looks like {title}", zeros(**shapes), CheckpointMismatch, title, use=read_model)
+        for title, shapes in OTHERS.items()
+    ),
+    Case(
+        74,
+        "Stable Diffusion 1 into an inpainting model",
+        save(SD1),
+        CheckpointMismatch,
+        "of another shape",
+        use=read_as_inpainting,
+    ),
+    Case(
+        74,
+        "Stable Diffusion 2 that does not tell its prediction",
+        save(SD2),
+        CheckpointMismatch,
+        "prediction_type=",
+        use=read_schedule,
+    ),
     Case(75, "a missing key", save(WITHOUT_ONE), CheckpointMismatch, "1 missing", use=read_model),
-    Case(75, "an extra key", save(SD1 | {f"{UNET}extra.weight": np.zeros(3)}), CheckpointMismatch,
-         "1 unexpected", use=read_model),
-    Case(75, "a wrong shape", save(SD1 | {f"{UNET}out.2.bias": np.zeros(3, np.float32)}),
-         CheckpointMismatch, "1 of another shape", use=read_model),
+    Case(
+        75,
+        "an extra key",
+        save(SD1 | {f"{UNET}extra.weight": np.zeros(3)}),
+        CheckpointMismatch,
+        "1 unexpected",
+        use=read_model,
+    ),
+    Case(
+        75,
+        "a wrong shape",
+        save(SD1 | {f"{UNET}out.2.bias": np.zeros(3, np.float32)}),
+        CheckpointMismatch,
+        "1 of another shape",
+        use=read_model,
+    ),
     Case(75, "2-D projections in version 1", save(FLAT), expected=expected(), use=read_model),
-    Case(76, "module. before every name", save({f"module.{k}": v for k, v in SD1.items()}),
-         expected=expected(), use=read_model),
-    Case(76, "the diffusion model without prefix", save(BARE),
-         expected=expected(kinds=["diffusion_model"]), use=read_diffusion_model),
+    Case(
+        76,
+        "module. before every name",
+        save({f"module.{k}": v for k, v in SD1.items()}),
+        expected=expected(),
+        use=read_model,
+    ),
+    Case(
+        76,
+        "the diffusion model without prefix",
+        save(BARE),
+        expected=expected(kinds=["diffusion_model"]),
+        use=read_diffusion_model,
+    ),
     Case(76, "text_model. left out", save(OLD_NAMES), expected=expected(), use=read_model),
-    Case(76, "with a moving average, raw weights", save(SD1 | averaged(SD1)),
-         expected=expected(), use=read_raw),
-    Case(76, "no autoencoder", save(NO_VAE), CheckpointMismatch, "no image_encoder",
-         use=read_model),
-    Case("valid", "a .ckpt of Stable Diffusion 1 with leftovers of training",
-         pickled(SD1 | averaged(SD1) | training_leftovers(), {"global_step": 470_000}),
-         expected=expected(), use=read_raw),
-    Case("valid", "a .ckpt of Stable Diffusion 2",
-         pickled(SD2 | {"cond_stage_model.model.logit_scale": np.zeros((), np.float32)}),
-         expected=expected("sd2"), use=read_sd2),
+    Case(
+        76,
+        "with a moving average, raw weights",
+        save(SD1 | averaged(SD1)),
+        expected=expected(),
+        use=read_raw,
+    ),
+    Case(
+        76, "no autoencoder", save(NO_VAE), CheckpointMismatch, "no image_encoder", use=read_model
+    ),
+    Case(
+        "valid",
+        "a .ckpt of Stable Diffusion 1 with leftovers of training",
+        pickled(SD1 | averaged(SD1) | training_leftovers(), {"global_step": 470_000}),
+        expected=expected(),
+        use=read_raw,
+    ),
+    Case(
+        "valid",
+        "a .ckpt of Stable Diffusion 2",
+        pickled(SD2 | {"cond_stage_model.model.logit_scale": np.zeros((), np.float32)}),
+        expected=expected("sd2"),
+        use=read_sd2,
+    ),
 ]
 
 
@@ -144,12 +194,12 @@ X = {"x": np.zeros(1, np.float32)}
 CASES += [
     Case(80, "a folder", folder, CheckpointError, "folder", seconds=1),
     Case(80, "a pipe", pipe, CheckpointError, "not a file", seconds=1),
-    Case(80, "/dev/zero", lambda place: Path("/dev/zero"), CheckpointError, "not a file",
-         seconds=1),
+    Case(
+        80, "/dev/zero", lambda place: Path("/dev/zero"), CheckpointError, "not a file", seconds=1
+    ),
     Case(80, "a link to nothing", dangling, CheckpointError, "cannot be read", seconds=1),
     Case(80, "no such file", lambda place: place / "x", CheckpointError, "No such", seconds=1),
-    Case(80, "a path through a file", through_a_file, CheckpointError, "cannot be read",
-         seconds=1),
+    Case(80, "a path through a file", through_a_file, CheckpointError, "cannot be read", seconds=1),
     Case(80, "no permission", unreadable, CheckpointError, "Permission denied", seconds=1),
     Case(80, "a name that is not UTF-8", named(b"\xff\xfe.safetensors"), expected=X, seconds=1),
     Case(80, "a NUL in the path", lambda place: place / "a\0b", CheckpointError, seconds=1),

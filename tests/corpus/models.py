@@ -50,8 +50,7 @@ FIELDS = {
     "sd1": {"unet": UNET, "vae": VAE, "text_encoder": TEXT},
     "sd1-inpaint": {"unet": UNET | {"in_channels": 9}, "vae": VAE, "text_encoder": TEXT},
     "sd2": {
-        "unet": UNET
-        | {"context_width": 1024, "linear_projection": True, "num_heads": (1, 2)},
+        "unet": UNET | {"context_width": 1024, "linear_projection": True, "num_heads": (1, 2)},
         "vae": VAE,
         "text_encoder": TEXT | {"activation": "gelu"},
     },
@@ -86,7 +85,8 @@ def averaged(found, seed=1):
     """The moving average of the diffusion model in a file, under the names of training."""
     generator = np.random.default_rng(seed)
     return {
-        "model_ema." + name.removeprefix("model.").replace(".", ""): generator.standard_normal(
+        "model_ema."
+        + name.removeprefix("model.").replace(".", ""): generator.standard_normal(
             array.shape, np.float32
         )
         for name, array in found.items()

@@ -108,9 +108,7 @@ CHAIN = GETATTR + b"(" + GETATTR + b"(" + name("os", "path") + text("os") + b"tR
 STATE = dictionary(__setstate__=name("posix", "system"))
 LIGHTNING = name("pytorch_lightning.callbacks.model_checkpoint", "ModelCheckpoint")
 NUMPY_DTYPE = name("numpy", "dtype") + b"(" + text("f8") + b"\x89\x88tR"
-SCALAR = (
-    name("numpy.core.multiarray", "scalar") + b"(" + NUMPY_DTYPE + b"C\x08" + bytes(8) + b"tR"
-)
+SCALAR = name("numpy.core.multiarray", "scalar") + b"(" + NUMPY_DTYPE + b"C\x08" + bytes(8) + b"tR"
 BOMB = 1 << 27
 MODULUS = 2**61 - 1  # of Python's hash of numbers
 COLLIDING = b"}(" + b"".join(number(n * MODULUS) + b"N" for n in range(1, 150_000)) + b"u"
@@ -122,97 +120,224 @@ CASES = [
     Case(37, "STACK_GLOBAL", archived(SYSTEM["STACK_GLOBAL"]), UnsafeCheckpoint, "posix.system"),
     Case(38, "INST", archived(SYSTEM["INST"]), UnsafeCheckpoint, "posix.system"),
     Case(39, "OBJ", archived(SYSTEM["OBJ"]), UnsafeCheckpoint, "posix.system"),
-    Case(40, "plain pickle, payload first, then broken bytes",
-         b"\x80\x02" + SYSTEM["REDUCE"] + b"\xff\xff", UnsafeCheckpoint),
-    Case(40, "plain pickle of protocol 0", b"cposix\nsystem\n(S'touch executed'\ntR.",
-         UnsafeCheckpoint),
-    Case(41, "dotted name",
-         archived(text("torch") + text("serialization.os.system") + b"\x93" + COMMAND + b"R"),
-         UnsafeCheckpoint, "serialization.os.system"),
+    Case(
+        40,
+        "plain pickle, payload first, then broken bytes",
+        b"\x80\x02" + SYSTEM["REDUCE"] + b"\xff\xff",
+        UnsafeCheckpoint,
+    ),
+    Case(
+        40,
+        "plain pickle of protocol 0",
+        b"cposix\nsystem\n(S'touch executed'\ntR.",
+        UnsafeCheckpoint,
+    ),
+    Case(
+        41,
+        "dotted name",
+        archived(text("torch") + text("serialization.os.system") + b"\x93" + COMMAND + b"R"),
+        UnsafeCheckpoint,
+        "serialization.os.system",
+    ),
     Case(42, "a chain of getattr", archived(CHAIN + b"tR" + COMMAND + b"R"), UnsafeCheckpoint),
     Case(42, "EXT1", archived(b"\x82\x01" + COMMAND + b"R"), UnsafeCheckpoint),
     Case(42, "EXT4", archived(b"\x84\x01\0\0\0"), UnsafeCheckpoint),
-    Case(42, "NEWOBJ_EX", archived(name("posix", "system") + COMMAND + b"}\x92"),
-         UnsafeCheckpoint),
-    Case(42, "NEWOBJ", archived(name("subprocess", "Popen") + COMMAND + b"\x81"),
-         UnsafeCheckpoint),
-    Case(42, "BUILD with __setstate__",
-         archived(name("argparse", "Namespace") + b")\x81" + STATE + b"b"), UnsafeCheckpoint),
+    Case(42, "NEWOBJ_EX", archived(name("posix", "system") + COMMAND + b"}\x92"), UnsafeCheckpoint),
+    Case(42, "NEWOBJ", archived(name("subprocess", "Popen") + COMMAND + b"\x81"), UnsafeCheckpoint),
+    Case(
+        42,
+        "BUILD with __setstate__",
+        archived(name("argparse", "Namespace") + b")\x81" + STATE + b"b"),
+        UnsafeCheckpoint,
+    ),
     Case(42, "BUILD of a name", archived(name("os", "path") + STATE + b"b"), UnsafeCheckpoint),
-    *(Case(42, f"calls {function}", archived(name(*function.rsplit(".", 1)) + COMMAND + b"R"),
-           UnsafeCheckpoint, function)
-      for function in ("builtins.eval", "builtins.exec", "pkgutil.resolve_name", "pty.spawn",
-                       "importlib.import_module", "torch.storage._load_from_bytes", "torch.load",
-                       "numpy.testing._private.utils.runstring", "webbrowser.open")),
-    Case(43, "legacy tar", b"sys_info" + bytes(249) + b"ustar" + bytes(300), UnsafeCheckpoint,
-         "unsupported container"),
-    Case(43, "TorchScript", archived(**{"constants.pkl": b"\x80\x02).", "code/x.py": b""}),
-         UnsafeCheckpoint, "unsupported container"),
+    *(
+        Case(
+            42,
+            f"calls {function}",
+            archived(name(*function.rsplit(".", 1)) + COMMAND + b"R"),
+            UnsafeCheckpoint,
+            function,
+        )
+        for function in (
+            "builtins.eval",
+            "builtins.exec",
+            "pkgutil.resolve_name",
+            "pty.spawn",
+            "importlib.import_module",
+            "torch.storage._load_from_bytes",
+            "torch.load",
+            "numpy.testing._private.utils.runstring",
+            "webbrowser.open",
+        )
+    ),
+    Case(
+        43,
+        "legacy tar",
+        b"sys_info" + bytes(249) + b"ustar" + bytes(300),
+        UnsafeCheckpoint,
+        "unsupported container",
+    ),
+    Case(
+        43,
+        "TorchScript",
+        archived(**{"constants.pkl": b"\x80\x02).", "code/x.py": b""}),
+        UnsafeCheckpoint,
+        "unsupported container",
+    ),
     Case(43, "7z", b"7z\xbc\xaf\x27\x1c" + bytes(300), UnsafeCheckpoint, "unsupported container"),
     Case(43, "gzip", b"\x1f\x8b\x08" + bytes(300), UnsafeCheckpoint, "unsupported container"),
-    Case(44, "Lightning's class as a key", archived(beside(b"}" + LIGHTNING + b"}s")),
-         expected=LOADS),
+    Case(
+        44, "Lightning's class as a key", archived(beside(b"}" + LIGHTNING + b"}s")), expected=LOADS
+    ),
     Case(44, "numpy's scalar and dtype", archived(beside(SCALAR)), expected=LOADS),
-    Case(44, "torch.Size", archived(beside(name("torch", "Size") + b"(K\x02K\x03t\x85R")),
-         expected=LOADS),
-    Case(44, "an unknown name, only mentioned", archived(beside(name("posix", "system"))),
-         expected=LOADS),
-    Case(44, "an unknown name in a tensor's place",
-         archived(name("torch._utils", "_rebuild_tensor_v2") + b"(" + name("posix", "system")
-                  + b"K\x00)))tR"), CorruptCheckpoint),
+    Case(
+        44,
+        "torch.Size",
+        archived(beside(name("torch", "Size") + b"(K\x02K\x03t\x85R")),
+        expected=LOADS,
+    ),
+    Case(
+        44,
+        "an unknown name, only mentioned",
+        archived(beside(name("posix", "system"))),
+        expected=LOADS,
+    ),
+    Case(
+        44,
+        "an unknown name in a tensor's place",
+        archived(
+            name("torch._utils", "_rebuild_tensor_v2")
+            + b"("
+            + name("posix", "system")
+            + b"K\x00)))tR"
+        ),
+        CorruptCheckpoint,
+    ),
     Case(45, "truncated pickle", archived(text("abc")[:-1]), CorruptCheckpoint),
     Case(45, "truncated legacy pickle", legacy(dictionary())[:-5], CorruptCheckpoint),
     Case(46, "stack underflow", archived(b"00000"), CorruptCheckpoint),
     Case(46, "no mark", archived(b"}u"), CorruptCheckpoint),
     Case(47, "missing memo", archived(b"h\x07"), CorruptCheckpoint, "memo"),
-    Case(48, "10^7 lists, deflated", archive(b"]" * 10**7, method=zipfile.ZIP_DEFLATED),
-         CheckpointLimit),
+    Case(
+        48,
+        "10^7 lists, deflated",
+        archive(b"]" * 10**7, method=zipfile.ZIP_DEFLATED),
+        CheckpointLimit,
+    ),
     Case(48, "10^7 lists", archive(b"]" * 10**7), CheckpointLimit),
-    *(Case(48, f"900,000 {what} beside a tensor", archived(beside(b"](" + code * 900_000 + b"e")),
-           expected=LOADS) for what, code in {"lists": b"]", "dictionaries": b"}"}.items()),
+    *(
+        Case(
+            48,
+            f"900,000 {what} beside a tensor",
+            archived(beside(b"](" + code * 900_000 + b"e")),
+            expected=LOADS,
+        )
+        for what, code in {"lists": b"]", "dictionaries": b"}"}.items()
+    ),
     Case(48, "150,000 numbers of one hash as keys", archived(beside(COLLIDING)), expected=LOADS),
     Case(49, "LONG_BINPUT of 2^32 - 1", archived(b"]r\xff\xff\xff\xff"), CheckpointLimit),
     Case(50, "billion laughs", archived(beside(LAUGHS)), expected=LOADS),
     Case(51, "200,000 nested tuples", archived(b")" + b"\x85" * 200_000), CheckpointLimit),
-    Case(51, "200,000 nested tuples as a key", archived(b"})" + b"\x85" * 200_000 + b"Ns"),
-         CheckpointLimit),
-    Case(51, "100,000 nested placeholders",
-         archived(name("pathlib", "Path") + b"q\x00N" + b"\x85q\x010h\x00h\x01R" * 100_000),
-         CheckpointLimit),
+    Case(
+        51,
+        "200,000 nested tuples as a key",
+        archived(b"})" + b"\x85" * 200_000 + b"Ns"),
+        CheckpointLimit,
+    ),
+    Case(
+        51,
+        "100,000 nested placeholders",
+        archived(name("pathlib", "Path") + b"q\x00N" + b"\x85q\x010h\x00h\x01R" * 100_000),
+        CheckpointLimit,
+    ),
     Case(51, "200,000 nested marks", archived(b"(" * 200_000), CorruptCheckpoint),
     Case(52, "LONG4 of 2^31 bytes", archived(b"\x8b\xff\xff\xff\x7f"), CorruptCheckpoint),
-    Case(52, "BINBYTES8 of 2^62 bytes", archived(b"\x8e" + struct.pack("<Q", 2**62)),
-         CorruptCheckpoint),
+    Case(
+        52,
+        "BINBYTES8 of 2^62 bytes",
+        archived(b"\x8e" + struct.pack("<Q", 2**62)),
+        CorruptCheckpoint,
+    ),
     Case(53, "SETITEM on a list", archived(b"]K\x01K\x02s"), CorruptCheckpoint),
     Case(53, "APPEND to a dictionary", archived(b"}K\x01a"), CorruptCheckpoint),
-    Case(53, "SETITEMS on a tensor", archived(floats("0", (2, 3)) + b"(K\x01K\x02u"),
-         CorruptCheckpoint),
+    Case(
+        53,
+        "SETITEMS on a tensor",
+        archived(floats("0", (2, 3)) + b"(K\x01K\x02u"),
+        CorruptCheckpoint,
+    ),
     Case(54, "missing storage", archived(storages={}), CorruptCheckpoint, "no member"),
     Case(55, "short storage", archived(storages={"0": ARRAY[0]}), CorruptCheckpoint, "12"),
-    Case(56, "2^31 elements from 32 bytes",
-         archived(dictionary(x=floats("0", (2**31,))), {"0": bytes(32)}), CorruptCheckpoint),
-    Case(57, "shape larger than its storage", archived(dictionary(x=tensor(FLOATS, (7,), (1,)))),
-         CorruptCheckpoint, "uses 28 bytes"),
-    Case(58, "offset past the end", archived(dictionary(x=tensor(FLOATS, (1,), (1,), 6))),
-         CorruptCheckpoint),
-    Case(58, "offset over 64 bits", archived(dictionary(x=tensor(FLOATS, (1,), (1,), 2**64 - 1))),
-         CorruptCheckpoint),
-    Case(59, "negative stride", archived(dictionary(x=tensor(FLOATS, (3,), (-1,), 5))),
-         CorruptCheckpoint),
-    Case(60, "2^32 elements by stride 0",
-         archived(dictionary(x=tensor(FLOATS, (2**16, 2**16), (0, 0)))), CheckpointLimit),
-    Case(61, "flipped byte", changed(archived(), archived().index(ARRAY.tobytes()) + 9, 4),
-         CorruptCheckpoint, "CRC"),
-    Case(61, "flipped byte in the pickle",
-         changed(archived(), archived().index(b"FloatStorage"), 32), CorruptCheckpoint),
-    Case(62, "128 MB of zeros, deflated",
-         archive(dictionary(x=tensor(storage("0", "ByteStorage", BOMB), (BOMB,), (1,))),
-                 {"0": bytes(BOMB)}, method=zipfile.ZIP_DEFLATED), CheckpointLimit),
+    Case(
+        56,
+        "2^31 elements from 32 bytes",
+        archived(dictionary(x=floats("0", (2**31,))), {"0": bytes(32)}),
+        CorruptCheckpoint,
+    ),
+    Case(
+        57,
+        "shape larger than its storage",
+        archived(dictionary(x=tensor(FLOATS, (7,), (1,)))),
+        CorruptCheckpoint,
+        "uses 28 bytes",
+    ),
+    Case(
+        58,
+        "offset past the end",
+        archived(dictionary(x=tensor(FLOATS, (1,), (1,), 6))),
+        CorruptCheckpoint,
+    ),
+    Case(
+        58,
+        "offset over 64 bits",
+        archived(dictionary(x=tensor(FLOATS, (1,), (1,), 2**64 - 1))),
+        CorruptCheckpoint,
+    ),
+    Case(
+        59,
+        "negative stride",
+        archived(dictionary(x=tensor(FLOATS, (3,), (-1,), 5))),
+        CorruptCheckpoint,
+    ),
+    Case(
+        60,
+        "2^32 elements by stride 0",
+        archived(dictionary(x=tensor(FLOATS, (2**16, 2**16), (0, 0)))),
+        CheckpointLimit,
+    ),
+    Case(
+        61,
+        "flipped byte",
+        changed(archived(), archived().index(ARRAY.tobytes()) + 9, 4),
+        CorruptCheckpoint,
+        "CRC",
+    ),
+    Case(
+        61,
+        "flipped byte in the pickle",
+        changed(archived(), archived().index(b"FloatStorage"), 32),
+        CorruptCheckpoint,
+    ),
+    Case(
+        62,
+        "128 MB of zeros, deflated",
+        archive(
+            dictionary(x=tensor(storage("0", "ByteStorage", BOMB), (BOMB,), (1,))),
+            {"0": bytes(BOMB)},
+            method=zipfile.ZIP_DEFLATED,
+        ),
+        CheckpointLimit,
+    ),
     Case(63, "zip slip", with_members(**{"../../evil": b""}), UnsafeCheckpoint, "elsewhere"),
     Case(63, "absolute member", with_members(**{"/etc/passwd": b""}), UnsafeCheckpoint),
     Case(63, "a drive's member", with_members(**{"C:evil": b""}), UnsafeCheckpoint),
-    Case(64, "a program beside the tensors", with_members(**{"archive/evil.py": b"1/0"}),
-         expected=LOADS),
+    Case(
+        64,
+        "a program beside the tensors",
+        with_members(**{"archive/evil.py": b"1/0"}),
+        expected=LOADS,
+    ),
     Case(65, "two data.pkl", with_members(**{"other/data.pkl": b"\x80\x02}."}), UnsafeCheckpoint),
     Case(65, "two members of one name", twice_named(), UnsafeCheckpoint),
     Case(65, "local and central names differ", changed(archived(), 30, 1), UnsafeCheckpoint),
@@ -316,19 +441,25 @@ SOUND = {
     "a comment behind the archive": (commented(), LOADS),
     "the record of large archives": (large(), LOADS),
     "PyTorch's newer members": (
-        archived(**{
-            "version": b"3\n",
-            "byteorder": b"little",
-            ".format_version": b"1",
-            ".storage_alignment": b"64",
-            ".data/serialization_id": b"0",
-        }),
+        archived(
+            **{
+                "version": b"3\n",
+                "byteorder": b"little",
+                ".format_version": b"1",
+                ".storage_alignment": b"64",
+                ".data/serialization_id": b"0",
+            }
+        ),
         LOADS,
     ),
     "another top folder": (archived(top="v1-5-pruned"), LOADS),
 }
 CASES += [
-    Case(67 if "big-endian" in name_ or "strided" in name_ else "valid", name_, content,
-         expected=expected)
+    Case(
+        67 if "big-endian" in name_ or "strided" in name_ else "valid",
+        name_,
+        content,
+        expected=expected,
+    )
     for name_, (content, expected) in SOUND.items()
 ]

@@ -58,9 +58,7 @@ def random_weight(name, shape):
 
 
 def _deviation(module, leaf, shape):
-    gain, bias = next(
-        layer[1:] for layer in _LAYERS if re.search(rf"(^|\.)({layer[0]})$", module)
-    )
+    gain, bias = next(layer[1:] for layer in _LAYERS if re.search(rf"(^|\.)({layer[0]})$", module))
     if leaf == "bias":
         return bias
     if module.endswith("_embedding"):

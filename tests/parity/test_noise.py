@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from kdiffusion.noise import noise_stream
+from kdiffusion.sampling.noise import noise_stream
 
 SHAPES = [(1, 4, 64, 64), (3,), (5,), (2, 4, 17, 9), (16,), (17,), (15,), (31,), (1,), (0,), (2,)]
 

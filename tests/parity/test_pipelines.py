@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from kdiffusion import StableDiffusion
-from kdiffusion.sources import RandomSource
+from kdiffusion.weights.sources import RandomSource
 
 SCHEDULERS = {
     "ddim": diffusers.DDIMScheduler,

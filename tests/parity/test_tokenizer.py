@@ -14,7 +14,7 @@ import instant_clip_tokenizer
 import pytest
 from transformers import CLIPTokenizerFast
 
-from kdiffusion.tokenizer import SimpleTokenizer
+from kdiffusion.text.tokenizer import SimpleTokenizer
 
 SCRIPTS = [
     *[(0x00, 0x7F)] * 5,

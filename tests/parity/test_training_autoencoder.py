@@ -9,27 +9,34 @@ import torch
 from diffusers.models.autoencoders.vae import VectorQuantizer
 from keras import ops
 
-from kdiffusion import backend, presets, weights
-from kdiffusion.models.codebook import Codebook
+from kdiffusion import records
+from kdiffusion.models import architectures
 from kdiffusion.models.image_decoder import ImageDecoder
 from kdiffusion.models.image_encoder import ImageEncoder
-from kdiffusion.training import draws, gradients
-from kdiffusion.training.autoencoder import AutoencoderObjective, AutoencoderTrainer
-from kdiffusion.training.discriminator import (
+from kdiffusion.models.layers.codebook import Codebook
+from kdiffusion.runtime import backend
+from kdiffusion.training import random
+from kdiffusion.training.loop import gradients
+from kdiffusion.training.trainers.autoencoder import (
+    AutoencoderObjective,
+    AutoencoderTrainer,
+)
+from kdiffusion.training.trainers.discriminator import (
     Discriminator,
     DiscriminatorArchitecture,
     adaptive_weight,
     generator_loss,
     hinge_loss,
 )
-from kdiffusion.training.perceptual import Perceptual, PerceptualArchitecture
-from kdiffusion.training.quantizer import codebook_loss, straight_through
+from kdiffusion.training.trainers.perceptual import Perceptual, PerceptualArchitecture
+from kdiffusion.training.trainers.quantizer import codebook_loss, straight_through
+from kdiffusion.weights import variables
 from weights_conversion import rows, write
 
 BAR = 2e-5  # of the largest number that is compared
 SMALL_VGG = PerceptualArchitecture(channels=(8, 12, 16), layers_per_level=(1, 2, 1))
 SMALL_GAN = DiscriminatorArchitecture(channels=8, depth=2)
-AUTOENCODER = presets.AutoencoderArchitecture(
+AUTOENCODER = architectures.AutoencoderArchitecture(
     channels=(8, 16), layers_per_level=1, num_groups=4, latent_channels=3, latent_scale=0.7
 )
 OBJECTIVE = AutoencoderObjective(
@@ -65,8 +72,8 @@ def both_discriminators(architecture):
     # With this seed no activation is as near zero as rounding: there, leaky ReLU's gradient jumps.
     keras.utils.set_random_seed(5)
     ours, theirs = Discriminator(architecture), reference.patch_gan(architecture).train()
-    arrays = {path: array + 0.01 for path, array in weights.arrays_of(ours).items()}
-    weights.assign(ours, arrays.items())
+    arrays = {path: array + 0.01 for path, array in variables.arrays_of(ours).items()}
+    variables.assign(ours, arrays.items())
     theirs.load_state_dict(to_torch(arrays, architecture.depth), strict=False)
     return ours, theirs
 
@@ -212,8 +219,8 @@ def test_whole_losses(codebook_size, tmp_path, record_figure):
     """Both losses, and the gradient of each variable, from the pictures to the last layer."""
     perceptual, lpips = both_perceptuals(tmp_path, SMALL_VGG)
     discriminator, patch_gan = both_discriminators(SMALL_GAN)
-    architecture = presets.AutoencoderArchitecture(
-        **presets.fields(AUTOENCODER) | {"codebook_size": codebook_size}
+    architecture = architectures.AutoencoderArchitecture(
+        **records.fields(AUTOENCODER) | {"codebook_size": codebook_size}
     )
     trainer = AutoencoderTrainer(
         ImageEncoder(architecture),
@@ -266,7 +273,7 @@ def parameter_gradients(trainer, sums):
     for kind in ("image_encoder", "image_decoder"):
         model = getattr(trainer, kind)
         own = {path: next(arrays) for path in paths(model)}
-        named |= write(rows(kind, presets.fields(model.architecture)), own, "diffusers")
+        named |= write(rows(kind, records.fields(model.architecture)), own, "diffusers")
     return named
 
 
@@ -281,7 +288,7 @@ def expected_losses(model, lpips, patch_gan):
     else:
         posterior = model.encode(real).latent_dist
         shape = np.moveaxis(np.empty(posterior.mean.shape[1:]), 0, -1).shape
-        noise = draws.normal(SEED, STEP, np.arange(3), shape, draws.POSTERIOR)
+        noise = random.normal(SEED, STEP, np.arange(3), shape, random.POSTERIOR)
         noise = reference.channels_first(ops.convert_to_numpy(noise))
         fake = model.decode(posterior.mean + posterior.std * noise).sample
         penalty = OBJECTIVE.kl_weight * posterior.kl().mean()

@@ -15,8 +15,8 @@ from transformers import (
     CLIPVisionModelWithProjection,
 )
 
-from kdiffusion import clip_folder
-from kdiffusion.training.clip import CLIPTrainer
+from kdiffusion.training.trainers.clip import CLIPTrainer
+from kdiffusion.weights import clip_folder
 from weights_conversion import rows, write
 from weights_conversion.configs import clip_fields
 

@@ -17,9 +17,12 @@ from kdiffusion import (
     PixelDiffusion,
     Schedule,
 )
-from kdiffusion.presets import AutoencoderArchitecture, DiffusionArchitecture
-from kdiffusion.training import DiffusionTrainer, Objective, draws
-from kdiffusion.training.objective import levels, noisy, target
+from kdiffusion.models.architectures import (
+    AutoencoderArchitecture,
+    DiffusionArchitecture,
+)
+from kdiffusion.training import DiffusionTrainer, Objective, random
+from kdiffusion.training.trainers.diffusion_objective import levels, noisy, target
 
 # diffusers' schedulers hand torch tensors to functions of NumPy.
 pytestmark = pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")
@@ -92,9 +95,7 @@ def test_min_snr_weights(prediction, gamma, check):
 
 @pytest.mark.parametrize("beta_schedule", ["scaled_linear", "linear", "squaredcos_cap_v2"])
 def test_zero_terminal_snr(beta_schedule, check):
-    schedule = Schedule(
-        beta_schedule=beta_schedule, prediction="v", rescale_zero_terminal_snr=True
-    )
+    schedule = Schedule(beta_schedule=beta_schedule, prediction="v", rescale_zero_terminal_snr=True)
     betas = scheduler(Schedule(beta_schedule=beta_schedule)).betas
     # The cosine's betas are float32 there.
     wanted = torch.cumprod(1 - rescale_zero_terminal_snr(betas.double()), dim=0)
@@ -192,14 +193,14 @@ def test_the_whole_loss(prediction, weighting, tmp_path, check):
     index = np.arange(3, dtype=np.int32)
 
     def normal(shape, purpose):
-        return ops.convert_to_numpy(draws.normal(7, 2, index, shape, purpose))
+        return ops.convert_to_numpy(random.normal(7, 2, index, shape, purpose))
 
-    share = ops.convert_to_numpy(draws.stratified(7, 2, index))
+    share = ops.convert_to_numpy(random.stratified(7, 2, index))
     timesteps = torch.from_numpy(np.floor(1000 * share).astype(int))
-    latents = batch["mean"] + np.exp(0.5 * batch["logvar"]) * normal((8, 8, 4), draws.POSTERIOR)
+    latents = batch["mean"] + np.exp(0.5 * batch["logvar"]) * normal((8, 8, 4), random.POSTERIOR)
     latents = torch_images(latents)
-    noise = torch_images(normal((8, 8, 4), draws.NOISE))
-    noise = noise + 0.1 * torch_images(normal((1, 1, 4), draws.OFFSET))
+    noise = torch_images(normal((8, 8, 4), random.NOISE))
+    noise = noise + 0.1 * torch_images(normal((1, 1, 4), random.OFFSET))
     trainer.save(tmp_path / "model")
     theirs = scheduler(schedule)
     with torch.no_grad():

@@ -12,19 +12,17 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from weights_conversion import (
     DiffusersFolder,
-    autoencoder_configs,
-    clip_configs,
     configs,
-    layouts,
     read,
     rows,
-    schedulers,
     staged,
     write,
     write_component,
     write_index,
     write_scheduler,
 )
+from weights_conversion.configs import autoencoder, clip, scheduler
+from weights_conversion.names import layouts
 
 # diffusers' schedulers hand torch tensors to functions of NumPy.
 pytestmark = pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")
@@ -458,11 +456,11 @@ def defaults_of(function):
         *(
             (
                 getattr(diffusers, name),
-                autoencoder_configs._DEFAULTS[name],
-                autoencoder_configs._NEUTRAL[name],
-                autoencoder_configs._WITHOUT_EFFECT,
+                autoencoder._DEFAULTS[name],
+                autoencoder._NEUTRAL[name],
+                autoencoder._WITHOUT_EFFECT,
             )
-            for name in autoencoder_configs._DEFAULTS
+            for name in autoencoder._DEFAULTS
         ),
     ],
 )
@@ -477,20 +475,20 @@ def test_every_option_of_a_class_is_known(cls, read_keys, neutral, without_effec
 
 def test_defaults_of_the_text_encoder():
     theirs = CLIPTextConfig()
-    for key, value in clip_configs._TEXT_DEFAULTS.items():
+    for key, value in clip._TEXT_DEFAULTS.items():
         assert getattr(theirs, key) == value
 
 
 SCHEDULERS = sorted(
-    set(schedulers._SCHEDULERS) - {"DPMSolverSDEScheduler"}  # its class needs torchsde
+    set(scheduler._SCHEDULERS) - {"DPMSolverSDEScheduler"}  # its class needs torchsde
 )
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_every_option_of_a_scheduler_is_known(name):
     theirs = defaults_of(getattr(diffusers, name).__init__)
-    row = schedulers._SCHEDULERS[name]
-    assert theirs.keys() <= row.defaults.keys() | row.required.keys() | schedulers._WITHOUT_EFFECT
+    row = scheduler._SCHEDULERS[name]
+    assert theirs.keys() <= row.defaults.keys() | row.required.keys() | scheduler._WITHOUT_EFFECT
     if name == "IPNDMScheduler":  # has betas of its own making, and almost no options
         return
     assert row.defaults.keys() | row.required.keys() <= theirs.keys()
@@ -503,7 +501,7 @@ def test_every_option_of_a_scheduler_is_known(name):
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_written_schedulers_are_loaded(tmp_path, name):
     betas = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
-    row = schedulers._SCHEDULERS[name]
+    row = scheduler._SCHEDULERS[name]
     config = {"_class_name": name, "prediction_type": "v_prediction", **betas, **row.explicit}
     fields = configs.scheduler_fields(config)
     write_scheduler(tmp_path, configs.scheduler_config(fields))

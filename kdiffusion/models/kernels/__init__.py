@@ -1,0 +1,1 @@
+"""Compute whole feature maps fast; the layers call this room."""

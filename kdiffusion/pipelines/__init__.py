@@ -1,0 +1,1 @@
+"""Models that generate images: their parts, their methods, their settings."""

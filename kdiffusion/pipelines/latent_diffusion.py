@@ -1,0 +1,241 @@
+"""Diffusion models without a text: of nothing in particular, or of a class."""
+
+from __future__ import annotations
+
+import abc
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from kdiffusion import images
+from kdiffusion.models.architectures import DiffusionArchitecture
+from kdiffusion.pipelines.base import Components, LatentComponents
+from kdiffusion.pipelines.drawing import denoised
+from kdiffusion.pipelines.settings import Settings, check_count
+from kdiffusion.pipelines.starts import noise_start
+from kdiffusion.sampling.guidance import Guidance
+from kdiffusion.sampling.run import State, Step
+from kdiffusion.sampling.samplers import Sampler
+from kdiffusion.sampling.spacing import Spacing
+from kdiffusion.weights.variables import save
+
+
+class LabelledDiffusion(Components):
+    """What models of latents and of pixels share: drawing without a text."""
+
+    def generate_image(
+        self,
+        label: int | Sequence[int] | None = None,
+        batch_size: int = 1,
+        num_steps: int | Sequence[int] = 50,
+        unconditional_guidance_scale: float | Sequence[float] = 1.0,
+        diffusion_noise: Any = None,
+        seed: int | Sequence[int] | None = None,
+        *,
+        sampler: str | Sampler | Sequence[str | Sampler] | None = None,
+        spacing: str | Spacing | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        guidance: Guidance | None = None,
+        callback: Callable[[Step], Any] | None = None,
+        verbose: int = 1,
+        noise: str = "cpu",
+        resume: State | None = None,
+    ) -> np.ndarray:
+        """Draw pictures, of a class if the model knows classes.
+
+        Args:
+            label: int, the class, or a list of n of them, each for `batch_size` pictures; `None`
+                draws what is of no class in particular, and is all that an unconditional model
+                draws.
+            batch_size: int, pictures of each class.
+            num_steps: int, steps of the sampler.
+            unconditional_guidance_scale: float, how strongly the class is followed, away from what
+                is of no class; at most 1 is off and takes half the time.
+            diffusion_noise: unit noise to start from, as the network sees it: (height, width,
+                channels) for all pictures or with a leading batch axis; in place of `seed`.
+            seed: int; image i of the result is the one that `seed + i` gives alone. `None` draws
+                one at random.
+            sampler: name in `SAMPLERS`, `Sampler`, or `None` for the checkpoint's own.
+            spacing: text for `Spacing.parse`, `Spacing`, or `None` for the checkpoint's own.
+            height: int, in pixels; `None` for `img_height`.
+            width: int, in pixels; `None` for `img_width`.
+            guidance: `Guidance`, or `None` for plain classifier-free guidance.
+            callback: called with a `Step` after each step; `False` as an answer stops there and
+                gives the picture as it is.
+            verbose: 0 for silence, 1 for a progress bar.
+            noise: `"cpu"` or `"cuda"`, see `StableDiffusion.text_to_image`.
+            resume: `Step.state` of an interrupted call with the same settings.
+
+        Returns:
+            (n * batch_size, height, width, 3) uint8.
+
+        Raises:
+            ValueError: For a setting out of range, or if the result is not finite.
+
+        Example:
+
+        ```python
+        model = LatentDiffusion.from_preset("flowers")
+        images = model.generate_image(label=[3, 7], batch_size=2, seed=42)
+        ```
+        """
+        labels = self._labels(label, check_count("batch_size", batch_size))
+        settings = Settings(
+            num_steps, unconditional_guidance_scale, seed, sampler, spacing,
+            guidance, callback, verbose, noise, resume,
+        )  # fmt: skip
+        num_classes = self._architecture("diffusion_model").num_classes
+        inputs = {} if num_classes is None else {"label": labels}
+        if num_classes is None and settings.scales(len(labels)).max() > 1.0:
+            raise ValueError(
+                "An unconditional model has nothing to be guided to. Received: "
+                f"unconditional_guidance_scale={unconditional_guidance_scale!r}. Use 1."
+            )
+        streams = settings.streams(len(labels))
+        shape = self._latent_shape(height, width)
+        start = noise_start(streams, shape, diffusion_noise, seed)
+
+        def negatives():
+            return {"label": np.full_like(labels, num_classes)}
+
+        return self.decode(denoised(self, inputs, negatives, settings, streams, start))
+
+    @abc.abstractmethod
+    def decode(self, latents: Any) -> np.ndarray:
+        """Turn what the diffusion model makes into pictures, uint8 (batch, height, width, 3)."""
+
+    @abc.abstractmethod
+    def _latent_shape(self, height: int | None, width: int | None) -> tuple[int, int, int]:
+        """What the network draws of a picture, by default of one of the default size."""
+
+    def _labels(self, label, batch_size):
+        """The label of each picture, (count,) int32; whatever it is where there are no classes."""
+        num_classes = self._architecture("diffusion_model").num_classes
+        if label is None:
+            return np.full(batch_size, num_classes or 0, np.int32)
+        if num_classes is None:
+            raise ValueError(
+                f"An unconditional model knows no classes. Received: label={label!r}. Use None."
+            )
+        labels = np.atleast_1d(np.asarray(label))
+        whole = labels.ndim == 1 and labels.size and np.issubdtype(labels.dtype, np.integer)
+        if not whole or labels.min() < 0 or labels.max() >= num_classes:
+            raise ValueError(
+                f"`label` must be a whole number from 0 to {num_classes - 1}, or a list of them. "
+                f"Received: label={label!r}"
+            )
+        return np.repeat(labels, batch_size).astype(np.int32)
+
+    @classmethod
+    def _check_architecture(cls, architecture: DiffusionArchitecture) -> None:
+        if architecture.context_width is not None:
+            raise ValueError(
+                f"{cls.__name__} draws without a text. Received: a network with "
+                f"context_width={architecture.context_width}. Use StableDiffusion."
+            )
+        if architecture.in_channels != architecture.out_channels:
+            raise ValueError(
+                f"{cls.__name__} gives its network nothing beside what it draws. Received: "
+                f"a network with in_channels={architecture.in_channels}, "
+                f"out_channels={architecture.out_channels}."
+            )
+
+
+class LatentDiffusion(LatentComponents, LabelledDiffusion):
+    """A diffusion model of latents, unconditional or of classes (Rombach et al. 2022).
+
+    Args:
+        img_height: int, default height of a picture in pixels, a multiple of the autoencoder's
+            downsampling factor.
+        img_width: int, default width of a picture in pixels, likewise.
+        jit_compile: `True`, `False` or `"auto"`, see `StableDiffusion`.
+        preset: the path of a folder in diffusers' layout, or `"hf://organisation/repository"`.
+        dtype: Keras dtype policy of all networks, or `None` for the global one.
+
+    Raises:
+        ValueError: If a size is out of range or the backend cannot compute in `dtype`.
+
+    Example:
+
+    ```python
+    model = LatentDiffusion.from_preset("flowers")  # a folder that `save` wrote
+    images = model.generate_image(label=3, batch_size=4, seed=42)
+    ```
+    """
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write all parts as a folder in diffusers' layout.
+
+        diffusers loads each of the parts; it has no pipeline that draws with them.
+
+        Args:
+            path: path of the folder; it must not exist, or be empty.
+
+        Raises:
+            ValueError: If the folder exists already.
+        """
+        models = {
+            "image_encoder": self.image_encoder,
+            "image_decoder": self.decoder,
+            "diffusion_model": self.diffusion_model,
+        }
+        size = (self.img_height, self.img_width)
+        save(path, models, self.schedule, self._source.sampling(), size, pipeline="LatentDiffusion")
+
+
+class PixelDiffusion(LabelledDiffusion):
+    """A diffusion model of pixels, unconditional or of classes (Ho et al. 2020).
+
+    Args:
+        img_height: int, default height of a picture in pixels.
+        img_width: int, default width of a picture in pixels.
+        jit_compile: `True`, `False` or `"auto"`, see `StableDiffusion`.
+        preset: the path of a folder in diffusers' layout, or `"hf://organisation/repository"`.
+        dtype: Keras dtype policy of the network, or `None` for the global one.
+
+    Raises:
+        ValueError: If a size is out of range or the backend cannot compute in `dtype`.
+
+    Example:
+
+    ```python
+    network = DiffusionModel({"in_channels": 3, "out_channels": 3, "context_width": None})
+    schedule = Schedule(prediction="v")
+    model = PixelDiffusion.from_parts({"diffusion_model": network}, schedule, (32, 32))
+    ```
+    """
+
+    def decode(self, latents: Any) -> np.ndarray:
+        """Turn the network's values into pixels.
+
+        Args:
+            latents: (batch, height, width, 3) float, about [-1, 1].
+
+        Returns:
+            (batch, height, width, 3) uint8.
+        """
+        return images.to_uint8(latents)
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write the network and its schedule as a folder in diffusers' layout.
+
+        diffusers loads both; it has no pipeline that draws with them.
+
+        Args:
+            path: path of the folder; it must not exist, or be empty.
+
+        Raises:
+            ValueError: If the folder exists already.
+        """
+        models = {"diffusion_model": self.diffusion_model}
+        size = (self.img_height, self.img_width)
+        save(path, models, self.schedule, self._source.sampling(), size, pipeline="PixelDiffusion")
+
+    def _latent_shape(self, height, width):
+        height = self.img_height if height is None else height
+        width = self.img_width if width is None else width
+        channels = self._architecture("diffusion_model").out_channels
+        return (*images.check_size(height, width, 1), channels)

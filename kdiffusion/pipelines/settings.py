@@ -1,0 +1,176 @@
+"""How to draw, as the user says it: checked, and made into one value for each image of a batch."""
+
+from __future__ import annotations
+
+import math
+import secrets
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+
+from kdiffusion.sampling.guidance import Guidance
+from kdiffusion.sampling.noise import NoiseStream, noise_stream
+from kdiffusion.sampling.run import State, Step
+from kdiffusion.sampling.samplers import SAMPLERS, Sampler, default_spacing, make_table
+from kdiffusion.sampling.schedule import Schedule
+from kdiffusion.sampling.spacing import Spacing
+from kdiffusion.sampling.table import Table
+
+
+class Settings(NamedTuple):
+    """The settings that all drawing methods share; see `StableDiffusion.text_to_image`."""
+
+    num_steps: int | Sequence[int] = 50
+    guidance_scale: float | Sequence[float] = 7.5
+    seed: int | Sequence[int] | None = None
+    sampler: str | Sampler | Sequence[str | Sampler] | None = None
+    spacing: str | Spacing | None = None
+    guidance: Guidance | None = None
+    callback: Callable[[Step], Any] | None = None
+    verbose: int = 1
+    noise: str = "cpu"
+    resume: State | None = None
+
+    def tables(
+        self,
+        count: int,
+        schedule: Schedule,
+        defaults: tuple[str, Spacing],
+        strength: float = 1.0,
+    ) -> list[Table]:
+        """The table of each image.
+
+        Args:
+            count: int, images of the batch.
+            schedule: the network's schedule.
+            defaults: the checkpoint's own sampler and spacing.
+            strength: float, see `make_table`.
+        """
+        made: dict[Any, Table] = {}
+        keys = list(zip(self._each("sampler", count), self._each("num_steps", count)))
+        for key in keys:
+            if key not in made:
+                sampler, spacing = resolve_sampling(key[0], self.spacing, defaults)
+                made[key] = make_table(sampler, schedule, key[1], spacing, strength)
+        return [made[key] for key in keys]
+
+    def scales(self, count: int) -> np.ndarray:
+        """The guidance scale of each image, (count,) float64."""
+        scales = self._each("guidance_scale", count)
+        if not all(_is_number(scale) and math.isfinite(scale) for scale in scales):
+            raise ValueError(
+                "`unconditional_guidance_scale` must be a finite number. Received: "
+                f"unconditional_guidance_scale={self.guidance_scale!r}. Usual values are 5 to 10; "
+                "1 is off."
+            )
+        return np.array(scales, np.float64)
+
+    def streams(self, count: int) -> list[NoiseStream]:
+        """The noise stream of each image: `seed + i` for image i, or its own of a list."""
+        seed = secrets.randbelow(2**32) if self.seed is None else self.seed
+        if isinstance(seed, (list, tuple, np.ndarray)):
+            seeds = one_each("seed", seed, count)
+        elif isinstance(seed, (int, np.integer)) and not isinstance(seed, bool):
+            seeds = [seed + i for i in range(count)]
+        else:
+            raise ValueError(
+                f"`seed` must be a whole number, or a list of them. Received: seed={seed!r}"
+            )
+        return [noise_stream(seed, self.noise) for seed in seeds]
+
+    def watcher(self) -> Callable[[Step], Any] | None:
+        """One function for the progress bar and the callback, or `None` if nobody watches."""
+        if not self.verbose:
+            return self.callback
+        bar: list[Any] = []
+
+        def watch(step):
+            if not bar:
+                bar.append(keras.utils.Progbar(step.num_steps, verbose=self.verbose))
+            bar[0].update(step.step)
+            return self.callback(step) if self.callback else None
+
+        return watch
+
+    def _each(self, name, count):
+        value = getattr(self, name)
+        if isinstance(value, (list, tuple, np.ndarray)):
+            return one_each(name, value, count)
+        return [value] * count
+
+
+def resolve_sampling(
+    sampler: str | Sampler | None, spacing: str | Spacing | None, defaults: tuple[str, Spacing]
+) -> tuple[Sampler, Spacing]:
+    """The sampler and the spacing that draw where the user has chosen both, one or none.
+
+    A checkpoint's sampler that is not available is warned of, and replaced by ddim. A checkpoint's
+    sigma spacing is left out for a sampler that takes none; a chosen one is not.
+
+    Args:
+        sampler: name in `SAMPLERS`, `Sampler`, or `None` for the checkpoint's own.
+        spacing: text for `Spacing.parse`, `Spacing`, or `None` for the checkpoint's own.
+        defaults: the checkpoint's own sampler and spacing.
+
+    Returns:
+        `Sampler` and `Spacing`.
+
+    Raises:
+        ValueError: For an unknown name.
+
+    Example:
+
+    >>> resolve_sampling(None, "trailing", ("euler", Spacing(sigmas="karras")))[1].sigmas is None
+    True
+    """
+    own_sampler, own_spacing = defaults
+    if sampler is None and own_sampler not in SAMPLERS:
+        warnings.warn(
+            f"The checkpoint's scheduler names the sampler {own_sampler!r}, which is not "
+            "available; 'ddim' draws in its place.",
+            stacklevel=5,
+        )
+        own_sampler = "ddim"
+    sampler = own_sampler if sampler is None else sampler
+    if not isinstance(sampler, Sampler):
+        sampler = Sampler(sampler)
+    if spacing is None:
+        spacing = default_spacing(sampler, own_spacing)
+    return sampler, Spacing.parse(spacing, own_spacing)
+
+
+def one_each(name: str, values: Sequence | np.ndarray, count: int) -> list:
+    """The values as a list, if there is one for each of `count` images.
+
+    Raises:
+        ValueError: If there are more or fewer, or it is no list.
+    """
+    if not isinstance(values, (list, tuple, np.ndarray)):
+        raise ValueError(
+            f"`{name}` must be one value of its kind, or a list of {count}, one for each image. "
+            f"Received: {name}={values!r}"
+        )
+    if len(values) != count:
+        raise ValueError(
+            f"`{name}` must be one value, or a list of {count}, one for each image. "
+            f"Received: {len(values)} values"
+        )
+    return list(values)
+
+
+def check_count(name: str, value: Any) -> int:
+    """Refuse what is no positive whole number.
+
+    Raises:
+        ValueError: If it is none.
+    """
+    if not _is_number(value) or value != int(value) or value < 1:
+        raise ValueError(f"`{name}` must be a positive whole number. Received: {name}={value!r}")
+    return int(value)
+
+
+def _is_number(value):
+    return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)

@@ -1,0 +1,1 @@
+"""Run functions of models here: backend, processor, compiled programs and their files."""

@@ -1,0 +1,195 @@
+"""How well a model draws scenes from prompts, as numbers and as a table."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from kdiffusion.shapes.data import SPLITS, evaluation_scenes
+from kdiffusion.shapes.detector import ATTRIBUTES, accuracy, judge
+from kdiffusion.shapes.grammar import held_out
+from kdiffusion.shapes.scenes import Draws, Scene, place, render, training_scene
+
+Draw = Callable[[list[str]], np.ndarray]
+
+ONE, TWO = "one thing", "two things"
+FRESH_STREAM = 8
+
+
+def evaluate(
+    draw: Draw, count: int = 512, training_seed: int = 0, trained: int = 4096
+) -> dict[str, Any]:
+    """Draw prompts and judge the pictures.
+
+    Args:
+        draw: function from a list of prompts to `(n, size, size, 3)` uint8 pictures, sRGB.
+        count: int, prompts held out of training: half by their pairs, half by their templates.
+            Half as many again are such as training has seen.
+        training_seed: int, seed of the `SceneData` that the model was trained with.
+        trained: int, how many of its scenes to look for the nearest in.
+
+    Returns:
+        Dictionary of numbers that JSON can hold:
+        - `rows`: for each kind of prompts their number `n`, and the share of right answers for each
+          of `scenes_detector.ATTRIBUTES`;
+        - `shuffled`: the same, when each picture is judged by another prompt of its kind: what luck
+          gives;
+        - `binding`: what `evaluate_binding` returns;
+        - `nearest`: what `nearest_training` returns.
+
+    Raises:
+        ValueError: `count` is too small for every kind of prompts.
+    """
+    if count < 8:
+        raise ValueError(f"`count` must be 8 or more. Received: {count}")
+    scenes: dict[str, list[Scene]] = {}
+    for split in SPLITS:
+        for scene in evaluation_scenes(split, count // 2):
+            number = ONE if len(scene.description.things) == 1 else TWO
+            scenes.setdefault(f"{split}, {number}", []).append(scene)
+    pictures = {name: _drawn(draw, kind) for name, kind in scenes.items()}
+    for number in (ONE, TWO):
+        kinds = [f"{split}, {number}" for split in SPLITS[1:]]
+        name = f"all held out, {number}"
+        scenes[name] = [scene for kind in kinds for scene in scenes[kind]]
+        pictures[name] = np.concatenate([pictures[kind] for kind in kinds])
+    return {
+        "rows": {
+            name: {"n": len(kind)} | judge_all(pictures[name], kind)
+            for name, kind in scenes.items()
+        },
+        "shuffled": {
+            name: {"n": len(kind)} | judge_all(pictures[name], kind[1:] + kind[:1])
+            for name, kind in scenes.items()
+        },
+        "binding": evaluate_binding(draw, count // 8),
+        "nearest": nearest_training(
+            np.concatenate([pictures[f"seen, {number}"] for number in (ONE, TWO)]),
+            scenes[f"seen, {ONE}"] + scenes[f"seen, {TWO}"],
+            training_seed,
+            trained,
+        ),
+    }
+
+
+def judge_all(pictures: np.ndarray, scenes: Sequence[Scene]) -> dict[str, float]:
+    """Share of right answers for each attribute, each picture judged by the scene beside it."""
+    return accuracy([judge(picture, scene.description) for picture, scene in zip(pictures, scenes)])
+
+
+def evaluate_binding(draw: Draw, count: int) -> dict[str, float]:
+    """Whether each of two things takes its own colour: swap them in the prompt, look at both.
+
+    Args:
+        draw: see `evaluate`.
+        count: int, how many prompts.
+
+    Returns:
+        Dictionary of `n`; `both`, share of prompts for which the picture and that of the
+        prompt with swapped colours are all right; `crossed`, share of the pictures that would be
+        all right for the other prompt.
+    """
+    firsts = [scene for scene in evaluation_scenes("seen", 8 * count) if _can_swap(scene)][:count]
+    seconds = [dataclasses.replace(one, description=one.description.swapped()) for one in firsts]
+    pictures = _drawn(draw, firsts + seconds)
+    own, other = (
+        np.array([judge(*pair)["all"] for pair in zip(pictures, descriptions)])
+        for descriptions in (
+            [scene.description for scene in firsts + seconds],
+            [scene.description for scene in seconds + firsts],
+        )
+    )
+    both = own[: len(firsts)] & own[len(firsts) :]
+    return {
+        "n": len(firsts),
+        "both": float(both.mean()),
+        "crossed": float(other.mean()),
+    }
+
+
+def _drawn(draw, scenes):
+    pictures = draw([scene.caption for scene in scenes])
+    if len(pictures) != len(scenes):
+        raise ValueError(
+            "`draw` must return one picture for each prompt. "
+            f"Received: {len(pictures)} for {len(scenes)} prompts"
+        )
+    return pictures
+
+
+def _can_swap(scene):
+    """Whether swapped colours make another scene, such as training has seen too."""
+    things = scene.description.things
+    colours, shapes = {thing.colour for thing in things}, {thing.shape for thing in things}
+    if len(colours) < 2 or len(shapes) < 2:
+        return False
+    return not held_out(scene.description.swapped())
+
+
+def nearest_training(
+    pictures: np.ndarray, scenes: Sequence[Scene], training_seed: int = 0, trained: int = 4096
+) -> dict[str, float]:
+    """How far pictures are from the nearest of the first training pictures.
+
+    A model that remembers its training draws pictures nearer to it than new scenes are.
+
+    Args:
+        pictures: `(n, size, size, 3)` uint8.
+        scenes: what they show; drawn with things in new places, they are what to compare with.
+        training_seed: int, seed of the training scenes.
+        trained: int, how many of them to look at.
+
+    Returns:
+        Dictionary of `n`, training pictures looked at, and medians of the root mean square
+        distance in levels of 255, between means of 4 x 4 pixels: `pictures`, and `new_scenes`.
+    """
+    new = [
+        dataclasses.replace(scene, placements=place(scene.description, Draws(0, n, FRESH_STREAM)))
+        for n, scene in enumerate(scenes)
+    ]
+    size = pictures.shape[1]
+    drawn = _shrunk(np.concatenate([pictures, render(new, size)]))
+    nearest = np.full(len(drawn), np.inf)
+    for start in range(0, trained, 256):
+        places = range(start, min(start + 256, trained))
+        some = _shrunk(render([training_scene(training_seed, n) for n in places], size))
+        squares = np.square(some).sum(-1) - 2.0 * drawn @ some.T
+        nearest = np.minimum(nearest, squares.min(axis=1))
+    squares = np.maximum(nearest + np.square(drawn).sum(-1), 0.0)
+    distances = np.sqrt(squares / drawn.shape[1])
+    return {
+        "n": trained,
+        "pictures": float(np.median(distances[: len(new)])),
+        "new_scenes": float(np.median(distances[len(new) :])),
+    }
+
+
+def _shrunk(pictures):
+    """Means of 4 x 4 pixels, a row for each picture."""
+    cells = pictures.shape[1] // 4
+    pixels = pictures[:, : 4 * cells, : 4 * cells].astype(np.float32)
+    return pixels.reshape(-1, cells, 4, cells, 4, 3).mean(axis=(2, 4)).reshape(len(pictures), -1)
+
+
+def markdown(numbers: dict[str, Any]) -> str:
+    """The numbers of `evaluate` as a Markdown table, percentages of right answers."""
+    lines = [
+        f"| prompts | n | {' | '.join(ATTRIBUTES)} | another prompt |",
+        f"|---|{'---:|' * (len(ATTRIBUTES) + 2)}",
+    ]
+    for name, row in numbers["rows"].items():
+        shares = [f"{100 * row[one]:.1f}" if one in row else "–" for one in ATTRIBUTES]
+        luck = f"{100 * numbers['shuffled'][name]['all']:.1f}"
+        lines.append(f"| {name} | {row['n']} | {' | '.join(shares)} | {luck} |")
+    binding, nearest = numbers["binding"], numbers["nearest"]
+    lines += [
+        "",
+        f"Swapped colours: of {binding['n']} prompts of two things, {binding['both']:.1%} are "
+        f"right with their colours and with them swapped; {binding['crossed']:.1%} of the pictures "
+        "show the other prompt.",
+        "",
+        f"Nearest of {nearest['n']} training pictures: {nearest['pictures']:.1f} levels of 255 "
+        f"away, new scenes {nearest['new_scenes']:.1f} (medians of root mean squares).",
+    ]
+    return "\n".join(lines)

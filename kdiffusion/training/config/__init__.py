@@ -1,0 +1,1 @@
+"""Describe a run as JSON and build it."""

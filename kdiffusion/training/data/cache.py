@@ -1,0 +1,318 @@
+"""Latents and text states computed once and kept on the disk, for training without encoders."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+import threading
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from keras import ops
+
+from kdiffusion import images
+from kdiffusion.images.reading import to_unit
+from kdiffusion.models.base import ArchitectureModel
+from kdiffusion.runtime import programs
+from kdiffusion.sampling.run import Program
+from kdiffusion.training.data.batches import (
+    Arrays,
+    Data,
+    check_columns,
+    draws,
+    labels_and_index,
+)
+
+_VERSION = 1  # of what stands in the files; another one makes other names
+
+# NumPy parses the header of a file with `ast`, which fails in CPython 3.11 now and then when two
+# threads do so (github.com/python/cpython/issues/106905).
+_parsing = threading.Lock()
+
+
+class CachedData(Data):
+    """Samples whose latents, text states or both come from the disk; `cached` makes it.
+
+    Args:
+        data: `Data` whose order, source and preparation are taken over.
+        latents: list with the file of each sample's latents, `None` for a broken one, or `None` if
+            pictures are to be read.
+        contexts: dictionary from each caption to the file of its states, or `None` if captions are
+            to be turned into tokens.
+
+    Attributes:
+        empty_context: (tokens, width) float32, the states of the empty caption, which caption
+            dropout puts in place of others; `None` if captions are not cached.
+    """
+
+    def __init__(
+        self, data: Data, latents: list[Path | None] | None, contexts: dict[str, Path] | None
+    ):
+        preparation = data.preparation
+        super().__init__(
+            data.source,
+            preparation.preprocessing,
+            preparation.tokenizer,
+            seed=data.seed,
+            shuffle=data.shuffle,
+            workers=data.workers,
+        )
+        self.preparation = preparation
+        self.broken = data.broken
+        self._latents = latents
+        self._contexts = contexts
+        self.empty_context = None if contexts is None else _load(contexts[""]).astype(np.float32)
+
+    def batch(self, step: int, size: int) -> Arrays:
+        """See `Data.batch`; in place of `images` and `tokens` there may be others.
+
+        These are `mean` and `logvar`, (size, height, width, channels) float32, as `ImageEncoder`
+        returns them, and `context`, (size, tokens, width) float32.
+        """
+        return super().batch(step, size)
+
+    def _sample(self, index, place):
+        sample = self.source[index]
+        if self._latents is None:
+            parts = self.preparation.sample(sample, place)
+        else:
+            parts = {name: sample[name] for name in ("caption", "label") if name in sample}
+            flipped = self.preparation.preprocessing.flip and draws(self.seed, place)[2] < 0.5
+            moments = _load(self._latents[index])[int(flipped)]
+            parts["mean"], parts["logvar"] = moments.astype(np.float32)
+        if self._contexts is not None:
+            parts["context"] = _load(self._contexts[parts.pop("caption")]).astype(np.float32)
+        return parts
+
+    def _collate(self, samples):
+        check_columns(samples)
+        names = samples[0].keys() & {"images", "mean", "logvar", "context"}
+        batch = {name: np.stack([sample[name] for sample in samples]) for name in names}
+        return {**batch, **self.preparation.tokens(samples), **labels_and_index(samples)}
+
+
+def cached(
+    data: Data,
+    folder: str | os.PathLike,
+    *,
+    image_encoder: ArchitectureModel | None = None,
+    text_encoder: ArchitectureModel | None = None,
+    batch_size: int = 8,
+    progress: Callable[[int, int], Any] | None = None,
+) -> CachedData:
+    """Compute latents and text states where the disk has none yet, and give batches of them.
+
+    Latents are kept as mean and log-variance, so that training still draws from them; of both sides
+    if pictures are flipped. The name of a file is the hash of all that its content follows from:
+    the bytes of the picture, its preprocessing, and the weights of the encoder. What has changed is
+    thus computed again, and one folder may serve many runs. Files are whole or missing.
+
+    Args:
+        data: `Data`, with a tokenizer if captions are cached.
+        folder: path of the folder to keep them in, made if it is missing.
+        image_encoder: `ImageEncoder`, or `None` to leave pictures as they are.
+        text_encoder: `TextEncoder`, or `None` to leave tokens as they are.
+        batch_size: int, pictures or captions that are encoded at a time.
+        progress: called with how many are done and how many there are.
+
+    Returns:
+        A `CachedData`.
+
+    Raises:
+        ValueError: If pictures are cropped at random or augmented, which a cache would undo; if
+            captions are to be cached and there is no tokenizer or no caption; or if an encoder
+            returns what is not finite.
+
+    Example:
+
+    ```python
+    data = Data(ImageFolder("flowers"), Preprocessing(512, 512, flip=True), model.tokenizer)
+    data = cached(
+        data, "cache", image_encoder=model.image_encoder, text_encoder=model.text_encoder
+    )
+    data.batch(0, 4)["mean"].shape  # (4, 64, 64, 4)
+    ```
+    """
+    store = _Store(Path(folder), data.workers, batch_size, progress or (lambda done, total: None))
+    contexts = None if text_encoder is None else _cache_contexts(data, text_encoder, store)
+    latents = None if image_encoder is None else _cache_latents(data, image_encoder, store)
+    return CachedData(data, latents, contexts)
+
+
+class _Store:
+    """The folder of the files, and how it is filled.
+
+    Args:
+        folder, batch_size, progress: see `cached`.
+        workers: int, threads that hash and read.
+    """
+
+    def __init__(self, folder, workers, batch_size, progress):
+        self.folder = folder
+        self.workers = workers
+        self.batch_size = batch_size
+        self.progress = progress
+
+    def path(self, *parts: str | bytes) -> Path:
+        """The file of what follows from these."""
+        name = _digest([f"kdiffusion {_VERSION}", *parts])
+        return self.folder / name[:2] / f"{name}.npy"
+
+    def fill(
+        self, count: int, path_of: Callable, load: Callable, encode: Callable
+    ) -> list[Path | None]:
+        """Write the files that are missing.
+
+        Args:
+            count: int, how many items there are.
+            path_of: function from an item's number to its file, or to `None` for a broken one.
+            load: function from an item's number to what is encoded, or to `None`.
+            encode: function from a batch of these to one array for each.
+
+        Returns:
+            The file of each item, or `None`.
+        """
+        paths: list[Path | None] = []
+        with ThreadPoolExecutor(self.workers) as pool:
+            for start in range(0, count, self.batch_size):
+                chunk = range(start, min(start + self.batch_size, count))
+                found = list(pool.map(path_of, chunk))
+                paths += found
+                missing = [n for n, path in zip(chunk, found) if path and not _is_whole(path)]
+                loaded = zip(missing, pool.map(load, missing))
+                whole = {paths[number]: value for number, value in loaded if value is not None}
+                if whole:
+                    self._write(whole, encode)
+                self.progress(chunk.stop, count)
+        return paths
+
+    def _write(self, values, encode):
+        inputs = list(values.values())
+        padding = inputs[-1:] * (self.batch_size - len(inputs))  # so that one shape is compiled
+        for path, array in zip(values, encode(np.stack(inputs + padding))):
+            if not np.isfinite(array).all():
+                raise ValueError(
+                    "What the encoder returns is NaN or infinite. Check its weights, or load it "
+                    "with dtype='float32'."
+                )
+            _save(path, array)
+
+
+def _cache_contexts(data, encoder, store):
+    """The file of each caption's states, the empty caption's among them."""
+    tokenizer = data.preparation.tokenizer
+    rows = [row for _, row in data.rows()]
+    if tokenizer is None or not all("caption" in row for row in rows):
+        raise ValueError(
+            "Text states need captions and a tokenizer. Received: data with no "
+            f"{'tokenizer' if tokenizer is None else 'captions'}"
+        )
+    captions = list(dict.fromkeys(["", *(row["caption"] for row in rows)]))
+    program = Program(_encode_text, programs.use_jit("auto"))
+    weights = _weights_digest(encoder)
+
+    def tokens(number):
+        return tokenizer.rows(captions[number : number + 1], warn=False)[0]
+
+    def path(number):
+        return store.path("context", weights, tokens(number).tobytes())
+
+    def encode(batch):
+        return ops.convert_to_numpy(program(encoder, ops.convert_to_tensor(batch, "int32")))
+
+    return dict(zip(captions, store.fill(len(captions), path, tokens, encode)))
+
+
+def _cache_latents(data, encoder, store):
+    """The file of each picture's latents; those of broken ones are `None` or missing."""
+    preprocessing = data.preparation.preprocessing
+    augments = data.preparation.augment is not None
+    if preprocessing.crop != "center" or augments:
+        raise ValueError(
+            "Latents are kept of one view of each picture: use crop='center' and no augmentation, "
+            f"or do not cache them. Received: crop={preprocessing.crop!r} and "
+            f"{'some' if augments else 'no'} augmentation"
+        )
+    factor = encoder.architecture.downsampling
+    images.check_size(preprocessing.height, preprocessing.width, factor)
+    program = Program(_encode_image, programs.use_jit("auto"))
+    parts = ["latents", _weights_digest(encoder), repr(preprocessing)]
+
+    def path(index):
+        with data.reporting(index):
+            return store.path(*parts, _picture_digest(data.source[index]["image"], preprocessing))
+
+    def picture(index):
+        with data.reporting(index):
+            return 2.0 * to_unit(preprocessing(data.source[index]["image"])) - 1.0
+
+    def encode(batch):
+        views = [batch, batch[:, :, ::-1]] if preprocessing.flip else [batch]
+        moments = [program(encoder, ops.convert_to_tensor(view)) for view in views]
+        pairs = [[ops.convert_to_numpy(m[name]) for name in ("mean", "logvar")] for m in moments]
+        return np.moveaxis(np.array(pairs), 2, 0)
+
+    return store.fill(len(data), path, picture, encode)
+
+
+def _encode_text(model, tokens):
+    return ops.cast(model(tokens)["context"], "float32")
+
+
+def _encode_image(model, pictures):
+    return model(pictures)
+
+
+def _picture_digest(image, preprocessing):
+    """What tells a picture from any other: the bytes of its file, or else its pixels."""
+    if isinstance(image, (str, os.PathLike)):
+        with open(image, "rb") as file:
+            return hashlib.file_digest(file, "sha256").digest()
+    pixels = preprocessing(image)
+    return _digest([str(pixels.dtype), pixels.tobytes()])
+
+
+def _weights_digest(model):
+    parts: list[str | bytes] = [repr(model.architecture), model.compute_dtype]
+    for variable in sorted(model.variables, key=lambda variable: variable.path):
+        parts += [variable.path, ops.convert_to_numpy(variable.value).tobytes()]
+    return _digest(parts)
+
+
+def _digest(parts: Iterable[str | bytes]) -> str:
+    total = hashlib.sha256()
+    for part in parts:
+        data = part.encode() if isinstance(part, str) else part
+        # The hash of each part has one length, so no two lists of parts look alike.
+        total.update(hashlib.sha256(data).digest())
+    return total.hexdigest()
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        _load(path)
+    except (OSError, ValueError, EOFError):  # a file may be cut short after a power failure
+        return False
+    return True
+
+
+def _load(path: Path) -> np.ndarray:
+    """A file's array, read where it is looked at."""
+    with _parsing:
+        return np.load(path, mmap_mode="r")
+
+
+def _save(path: Path, array: np.ndarray) -> None:
+    """Write a file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    stage = path.with_name(f".{secrets.token_hex(8)}.partial")
+    try:
+        with open(stage, "wb") as file:
+            np.save(file, np.ascontiguousarray(array))
+        os.replace(stage, path)
+    finally:
+        stage.unlink(missing_ok=True)

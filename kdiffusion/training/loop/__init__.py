@@ -1,0 +1,1 @@
+"""Run a trainer: steps, checkpoints, reports."""

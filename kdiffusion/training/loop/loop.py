@@ -1,0 +1,314 @@
+"""The loop that trains: accumulation, clipping, averages, exact resumption, and what goes wrong."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from kdiffusion.training.loop import checkpoints, gradients
+from kdiffusion.training.loop.averages import Averages
+from kdiffusion.training.loop.identity import check_same, identity, optimizer_fields
+from kdiffusion.training.loop.interruption import Interruption
+from kdiffusion.training.loop.report import Report
+from kdiffusion.training.loop.settings import LoopSettings
+from kdiffusion.training.trainers.base import Trainer, check_one_device, check_optimizer
+from weights_conversion import CheckpointError
+
+
+class Loop:
+    """Trains, on one device, in a folder that a run can be resumed from.
+
+    The folder holds checkpoints, `log.jsonl`, `curves.png` with matplotlib, `samples/`, and
+    TensorBoard's events if it is installed. A run that was killed and resumed computes what an
+    undisturbed one would have computed, step by step.
+
+    Args:
+        trainer: `Trainer`.
+        optimizer: keras optimizer, or a dictionary of one for each of the trainer's groups.
+        data: what has the method `batch(step, size)`, see `kdiffusion.training.data`. If its
+            batches hold `sample`, (size,) int, errors name samples by these numbers.
+        folder: path of the run's folder.
+        settings: `LoopSettings`.
+
+    Attributes:
+        step: int, how many steps are done.
+        averages: `Averages`, the averaged weights.
+
+    Raises:
+        ValueError: If the parts do not fit each other.
+
+    Example:
+
+    ```python
+    settings = LoopSettings(batch_size=64, accumulation=8, clip_norm=1.0, ema_decay=0.9999)
+    loop = Loop(trainer, keras.optimizers.AdamW(1e-5), data, "runs/flowers", settings)
+    loop.run(10_000)
+    with loop.averages.applied():
+        trainer.save("flowers")
+    ```
+    """
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        optimizer: keras.Optimizer | Mapping[str, keras.Optimizer],
+        data: Any,
+        folder: str | os.PathLike,
+        settings: LoopSettings,
+    ):
+        groups = trainer.groups
+        self.trainer = trainer
+        self.optimizers = _optimizers(optimizer, groups)
+        self.data = data
+        self.folder = Path(folder)
+        self.settings = settings
+        _check(trainer, self.optimizers, settings)
+        for name, group in groups.items():
+            self.optimizers[name].build(group)
+        # Before anything is restored into them.
+        self._optimizer_fields = {name: optimizer_fields(o) for name, o in self.optimizers.items()}
+        self.averages = Averages(groups, settings.ema_decay)
+        self._programs = gradients.programs(
+            trainer, self.optimizers, self.averages.variables, settings.jit_compile
+        )
+        self._report = Report(
+            self.folder, settings.batch_size, settings.log_every, settings.verbose
+        )
+        self.step = 0
+        self._updates = 0
+        self._skipped = 0
+        self._saved: int | None = None
+        self._started = False
+
+    def run(self, steps: int) -> dict[str, float]:
+        """Train until so many steps are done, from the newest checkpoint on if there is one.
+
+        Ctrl-C and SIGTERM let the step end, save, and exit with the codes 130 and 143; a second
+        signal exits at once. A save that fails is warned of, and training goes on.
+
+        Args:
+            steps: int, how many steps are to be done in all.
+
+        Returns:
+            The figures of the last line of the log.
+
+        Raises:
+            ValueError: If the folder holds a run with another configuration, if it is in use or
+                cannot be written; if too many steps in a row had NaN or infinite gradients; or if
+                the last save failed.
+        """
+        with checkpoints.locked(self.folder), Interruption() as interruption:
+            self._start()
+            try:
+                while self.step < steps and not interruption.signal:
+                    self._train_step(steps)
+                    self._keep_up(final=self.step == steps or bool(interruption.signal))
+            finally:
+                self._report.close()
+            if interruption.signal:
+                raise SystemExit(128 + interruption.signal)
+        return self._report.last
+
+    def _start(self):
+        """Take up the run in the folder, or begin one; later calls go on from what they have."""
+        if self._started:
+            self._report.resume(self.step, self._report.state)
+            return
+        checkpoints.remove_leftovers(self.folder)
+        self.trainer.prepare(self.data)
+        self._identity = identity(self.trainer, self._optimizer_fields, self.data, self.settings)
+        saved = checkpoints.newest(self.folder)
+        if saved is None:
+            self._report.resume(0)
+        else:
+            self._restore(saved)
+        self._started = True
+
+    def _restore(self, saved):
+        check_same(saved.path, saved.notes["identity"], self._identity)
+        checkpoints.restore(saved, self._variables())
+        progress = saved.notes["progress"]
+        self.step = self._saved = saved.step
+        self._updates, self._skipped = progress["updates"], progress["skipped"]
+        self._report.resume(self.step, progress["report"])
+        self._report.say(f"Resumed from {saved.path.name}.")
+
+    def _train_step(self, steps):
+        begin = time.monotonic()
+        settings = self.settings
+        batch = dict(self.data.batch(self.step, settings.batch_size))
+        identities = batch.pop("sample", None)
+        totals, losses, figures = self._accumulate(batch)
+        norms = {
+            name: math.sqrt(float(square)) / settings.accumulation
+            for name, square in totals.squares.items()
+        }
+        finite = all(map(math.isfinite, norms.values()))
+        finite = finite and all(np.isfinite(loss).all() for loss in losses.values())
+        if finite:
+            scales = {name: _scale(norm, settings) for name, norm in norms.items()}
+            decay = self.averages.decay_at(self._updates)
+            self._programs.apply(totals.sums, scales, decay)
+            self._updates += 1
+            self._skipped = 0
+        else:
+            self._skip(losses, identities)
+        self.step += 1
+        if finite:
+            means = {_label("loss", name): _mean(loss) for name, loss in losses.items()}
+            means |= {name: _mean(values) for name, values in figures.items()}
+            means |= {_label("gradient_norm", name): norm for name, norm in norms.items()}
+            self._report.step(self.step, steps, means, time.monotonic() - begin)
+
+    def _accumulate(self, batch):
+        """The gradients of a whole batch, and all samples' losses and figures on the host."""
+        size, parts = self.settings.batch_size, self.settings.accumulation
+        batch.setdefault("index", np.arange(size, dtype=np.int32))
+        totals, parts_of = None, []
+        sums = self._programs.zeros() if parts > 1 else None
+        for part in range(parts):
+            window = slice(part * size // parts, (part + 1) * size // parts)
+            micro = {name: array[window] for name, array in batch.items()}
+            totals = self._programs.gradients(sums, micro, self.settings.seed, self.step)
+            sums = totals.sums
+            parts_of.append((totals.losses, totals.figures))
+        losses, figures = (
+            {name: np.concatenate([_flat(group[name]) for group in groups]) for name in groups[0]}
+            for groups in zip(*parts_of)
+        )
+        return totals, losses, figures
+
+    def _skip(self, losses, identities):
+        """Note a step whose gradients are NaN or infinite; its update is left out."""
+        self._skipped += 1
+        wrong = np.zeros(self.settings.batch_size, bool)
+        for loss in losses.values():
+            wrong |= ~np.isfinite(loss) if loss.shape == wrong.shape else False
+        # With finite losses there is no telling which sample it was.
+        places = np.flatnonzero(wrong if wrong.any() else ~wrong)
+        samples = (places if identities is None else np.asarray(identities)[places]).tolist()
+        self._report.event({"step": self.step + 1, "skipped": samples})
+        what = "samples" if identities is not None else "places of the batch"
+        message = f"NaN or infinite loss or gradients at step {self.step}, {what} {samples}"
+        if self._skipped > self.settings.max_skipped:
+            raise ValueError(
+                f"{message}: {self._skipped} steps in a row, where max_skipped="
+                f"{self.settings.max_skipped} are allowed. Training has stopped; the newest "
+                "checkpoint is from before. Use a lower learning rate, `clip_norm` or float32, and "
+                "look at these samples."
+            )
+        warnings.warn(f"{message}: the step is skipped.", stacklevel=4)
+
+    def _keep_up(self, final):
+        """Save and draw when it is time to."""
+        settings = self.settings
+        if final or self.step % settings.save_every == 0:
+            self._save(final)
+        if settings.sample_every and self.step % settings.sample_every == 0:
+            with self.averages.applied():
+                pictures = self.trainer.samples(settings.num_samples)
+            if pictures is not None:
+                self._report.pictures(self.step, pictures)
+
+    def _save(self, final):
+        progress = {
+            "updates": self._updates,
+            "skipped": self._skipped,
+            "report": self._report.state,
+        }
+        notes = {"identity": self._identity, "progress": progress}
+        try:
+            checkpoints.save(self.folder, self.step, self._variables(), notes)
+            checkpoints.prune(self.folder, self.settings.keep)
+            self._saved = self.step
+        except (OSError, CheckpointError) as error:
+            kept = "none" if self._saved is None else f"that of step {self._saved}"
+            message = (
+                f"The checkpoint of step {self.step} could not be saved: {error} "
+                f"The newest is {kept}."
+            )
+            if final:
+                raise CheckpointError(
+                    f"{message} The trained weights are still in memory."
+                ) from error
+            warnings.warn(f"{message} Training goes on.", stacklevel=3)
+
+    def _variables(self):
+        trained = [variable for group in self.trainer.groups.values() for variable in group]
+        files = {
+            "weights": checkpoints.named(self.trainer, trained),
+            "optimizers": checkpoints.slots(self.optimizers),
+        }
+        if self.averages.variables:
+            files["averages"] = dict(zip(files["weights"], self.averages.variables))
+        return files
+
+
+def _optimizers(optimizer, groups):
+    """An optimizer for each group."""
+    if isinstance(optimizer, Mapping):
+        if optimizer.keys() != groups.keys():
+            raise ValueError(
+                f"There must be an optimizer for each of the groups {sorted(groups)}. "
+                f"Received: optimizers for {sorted(optimizer)}"
+            )
+        return dict(optimizer)
+    if len(groups) == 1:
+        return dict.fromkeys(groups, optimizer)
+    return {name: optimizer.from_config(optimizer.get_config()) for name in groups}
+
+
+def _check(trainer, optimizers, settings):
+    """Refuse what this loop would do wrongly."""
+    check_one_device(trainer)
+    for optimizer in optimizers.values():
+        check_optimizer(optimizer)
+    if settings.accumulation > 1 and not trainer.separable:
+        raise ValueError(
+            f"The loss of {type(trainer).__name__} compares the samples of a batch with one "
+            "another, so that parts of it have other losses than the whole. Received: "
+            f"accumulation={settings.accumulation}. Use 1, and gradient checkpointing or a smaller "
+            "batch to save memory."
+        )
+    for optimizer in optimizers.values():
+        if isinstance(optimizer, keras.optimizers.LossScaleOptimizer) or optimizer.global_clipnorm:
+            raise ValueError(
+                "This loop clips by the global norm itself and does not scale losses. Received: "
+                f"{type(optimizer).__name__} with global_clipnorm={optimizer.global_clipnorm}. "
+                "Use `clip_norm` of LoopSettings, and bfloat16 rather than float16."
+            )
+    half = {layer.compute_dtype for layer in trainer.layers} & {"float16"}
+    if half:
+        raise ValueError(
+            "Gradients of float16 vanish without loss scaling, which this loop does not have. "
+            "Received: a network that computes in float16. Use bfloat16, such as "
+            "dtype='mixed_bfloat16'."
+        )
+
+
+def _scale(norm, settings):
+    """What makes the sum over micro-batches a mean whose norm is within its limit."""
+    limit = settings.clip_norm
+    within = 1.0 if limit is None or norm <= limit else limit / norm
+    return within / settings.accumulation
+
+
+def _label(figure, group):
+    return figure if group == "model" else f"{figure}/{group}"
+
+
+def _flat(values):
+    return np.reshape(ops.convert_to_numpy(values), -1)
+
+
+def _mean(values):
+    return float(np.mean(values, dtype=np.float64))

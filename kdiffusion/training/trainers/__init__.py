@@ -1,0 +1,1 @@
+"""Losses of each kind of model, as pure functions."""

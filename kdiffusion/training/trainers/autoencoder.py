@@ -1,0 +1,383 @@
+"""Training of autoencoders, with a KL penalty or a codebook (Rombach et al. 2022, section 3.1)."""
+
+from __future__ import annotations
+
+import functools
+import math
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from kdiffusion.images import to_uint8
+from kdiffusion.models.image_decoder import ImageDecoder
+from kdiffusion.models.image_encoder import ImageEncoder
+from kdiffusion.records import fields
+from kdiffusion.runtime import backend
+from kdiffusion.training import random
+from kdiffusion.training.trainers.base import Batch, PartTrainer, places
+from kdiffusion.training.trainers.discriminator import (
+    adaptive_weight,
+    generator_loss,
+    hinge_loss,
+)
+from kdiffusion.training.trainers.group_optimizer import GroupOptimizer
+from kdiffusion.training.trainers.latent_scale import code, measure, scaled
+from kdiffusion.training.trainers.quantizer import (
+    codebook_loss,
+    perplexity,
+    straight_through,
+)
+from kdiffusion.weights import variables
+
+LATENT_SCALES = ("global", "channel", "keep")
+
+
+@dataclass(frozen=True)
+class AutoencoderObjective:
+    """How the losses of an autoencoder are weighted; the defaults are those of LDM-KL.
+
+    With a KL penalty the picture's loss is summed over its numbers and the penalty over the
+    latents'; with a codebook all are means. So `kl_weight` does not depend on the picture's size,
+    and the other weights mean the same in both.
+
+    Args:
+        pixel: `"l1"`, absolute, or `"l2"`, squared differences of pixels.
+        perceptual_weight: float, of the perceptual distance beside the pixels' mean.
+        kl_weight: float, of the divergence from a unit normal.
+        codebook_weight: float, of `quantizer.codebook_loss`.
+        commitment: float, see `quantizer.codebook_loss`.
+        legacy: bool, see `quantizer.codebook_loss`.
+        adversarial_weight: float, of the discriminator's opinion beside the adaptive weight; LDM's
+            is 0.5 with a KL penalty and 0.75 with a codebook.
+        disc_start: int, the step at which the discriminator starts.
+        disc_warmup: int, steps that it learns before its opinion counts. An untrained
+            discriminator's gradient, scaled up by the adaptive weight, can ruin what was learned.
+
+    Raises:
+        ValueError: If a value is out of range.
+    """
+
+    pixel: str = "l1"
+    perceptual_weight: float = 1.0
+    kl_weight: float = 1e-6
+    codebook_weight: float = 1.0
+    commitment: float = 0.25
+    legacy: bool = True
+    adversarial_weight: float = 0.5
+    disc_start: int = 50_001
+    disc_warmup: int = 0
+
+    def __post_init__(self):
+        if self.pixel not in ("l1", "l2"):
+            raise ValueError(f"`pixel` must be 'l1' or 'l2'. Received: pixel={self.pixel!r}")
+        for name, value in vars(self).items():
+            if name != "pixel" and not 0 <= value < np.inf:
+                raise ValueError(f"`{name}` must be 0 or positive. Received: {name}={value!r}")
+
+
+class AutoencoderTrainer(PartTrainer):
+    """Trains an image encoder and an image decoder (Esser et al. 2021; Rombach et al. 2022).
+
+    Whether there is a KL penalty or a codebook is the architecture's `codebook_size`. Pictures are
+    compared pixel by pixel, by a perceptual network, and by a discriminator that is trained beside
+    them; both are left out if they are not given.
+
+    With a discriminator there are two groups of variables, `"autoencoder"` and `"discriminator"`,
+    and both losses come from one forward pass. Neither has a gradient to the other's variables, so
+    one optimizer for both is two that are alike; a dictionary of optimizers by group makes them
+    differ, here and in `Loop`. The discriminator sees the batch as a whole, so a loss is no mean
+    of its samples' losses and `Loop` refuses to accumulate.
+
+    Args:
+        image_encoder: `ImageEncoder`.
+        image_decoder: `ImageDecoder` of the same architecture.
+        perceptual: function of two batches of pictures, (batch, height, width, 3) in [-1, 1], to
+            their distances (batch,), such as `Perceptual`. A Keras model's weights stay as they
+            are.
+        discriminator: `Discriminator`, or any model of pictures to logits that keeps no statistics.
+        objective: `AutoencoderObjective`.
+        latent_scale: how the latents are scaled when they are saved: `"global"`, by one number,
+            `"channel"`, by one for each channel, measured over the pictures that `prepare` takes;
+            or `"keep"`, by what the encoder's architecture says.
+        seed, name: see `Trainer`.
+
+    Raises:
+        ValueError: If the two halves do not belong together.
+
+    Example:
+
+    ```python
+    trainer = AutoencoderTrainer(
+        ImageEncoder(), ImageDecoder(), perceptual=perceptual, discriminator=Discriminator()
+    )
+    trainer.compile(keras.optimizers.Adam(4.5e-6 * 12, beta_1=0.5, beta_2=0.9))
+    trainer.fit({"images": pictures}, batch_size=12)
+    trainer.prepare(pictures)
+    trainer.save("autoencoder")
+    ```
+    """
+
+    def __init__(
+        self,
+        image_encoder: ImageEncoder,
+        image_decoder: ImageDecoder,
+        *,
+        perceptual: Callable[[Any, Any], Any] | None = None,
+        discriminator: keras.Model | None = None,
+        objective: AutoencoderObjective = AutoencoderObjective(),
+        latent_scale: str = "global",
+        seed: int = 0,
+        name: str | None = None,
+    ):
+        super().__init__(seed=seed, name=name)
+        if image_encoder.architecture != image_decoder.architecture:
+            raise ValueError(
+                "The image encoder and decoder must have the same architecture. Received: "
+                f"{image_encoder.architecture} and {image_decoder.architecture}"
+            )
+        if latent_scale not in LATENT_SCALES:
+            raise ValueError(
+                f"`latent_scale` must be one of {', '.join(LATENT_SCALES)}. "
+                f"Received: latent_scale={latent_scale!r}"
+            )
+        self.image_encoder = image_encoder
+        self.image_decoder = image_decoder
+        self.perceptual = perceptual
+        self.discriminator = discriminator
+        self.objective = objective
+        self.latent_scale = latent_scale
+        self.separable = discriminator is None
+        self._sample: np.ndarray | None = None
+
+    # Cached, not set: Keras would list them beside the networks that they are parts of.
+    @functools.cached_property
+    def _codebook(self) -> Any:
+        has_codebook = self.image_decoder.architecture.codebook_size is not None
+        return self.image_decoder.get_layer("codebook") if has_codebook else None
+
+    @functools.cached_property
+    def _last(self) -> Any:
+        return self.image_decoder.get_layer("conv_out")
+
+    @functools.cached_property
+    def _features(self) -> keras.Model:
+        """The decoder between the code and its last layer."""
+        start = self._codebook or self.image_decoder.get_layer("unscale")
+        return keras.Model(start.output, self._last.input)
+
+    @property
+    def groups(self) -> dict[str, list[keras.Variable]]:
+        """The variables of both halves, and those of the discriminator."""
+        halves = self.image_encoder, self.image_decoder
+        groups = {"autoencoder": [v for half in halves for v in half.trainable_variables]}
+        if self.discriminator is not None:
+            groups["discriminator"] = list(self.discriminator.trainable_variables)
+        return groups
+
+    @property
+    def configuration(self) -> dict[str, Any]:
+        """See `Trainer.configuration`."""
+        return {
+            "architecture": fields(self.image_decoder.architecture),
+            "objective": asdict(self.objective),
+            "perceptual": _name(self.perceptual),
+            "discriminator": _name(self.discriminator),
+        }
+
+    def compile(self, optimizer: Any = "adam", **settings: Any) -> None:
+        """Prepare for `fit`; see `Trainer.compile`.
+
+        Args:
+            optimizer: keras optimizer or its name, for all variables; or a dictionary of one for
+                each of `groups`.
+            settings: see `Trainer.compile`.
+
+        Raises:
+            ValueError: For what `fit` would do wrongly or not at all.
+        """
+        if isinstance(optimizer, Mapping):
+            optimizer = GroupOptimizer(optimizer, self.groups)
+        super().compile(optimizer, **settings)
+
+    def losses(self, batch: Batch, key: Any, step: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        """See `Trainer.losses`.
+
+        The figures are the terms before they are weighted, the peak signal-to-noise ratio of the
+        reconstructions in dB, and the mean logits of both kinds of pictures.
+        """
+        if "images" not in batch:
+            raise ValueError(f"A batch needs `images`. Received: a batch of {sorted(batch)}.")
+        pictures = ops.cast(batch["images"], "float32")
+        start, penalty, figures = self._code(pictures, key, step, places(batch))
+        features = self._features(start)
+        reconstruction = self._picture(features, self._last.kernel)
+        loss, terms = self._difference(pictures, reconstruction)
+        figures = {"psnr": _psnr(pictures, reconstruction), **terms, **figures}
+        if self.discriminator is None:
+            return {"autoencoder": loss + penalty}, figures
+        fake = self._opinion(reconstruction)
+        real, seen = map(self.discriminator, (pictures, ops.stop_gradient(reconstruction)))
+        terms = {
+            "generator": generator_loss(fake),
+            "hinge": hinge_loss(real, seen),
+            "adversarial_weight": self._adversarial_weight(pictures, features, step),
+            "logits_real": ops.mean(real, axis=(1, 2, 3)),
+            "logits_fake": ops.mean(fake, axis=(1, 2, 3)),
+        }
+        losses = {
+            "autoencoder": loss + penalty + terms["adversarial_weight"] * terms["generator"],
+            "discriminator": _from(self.objective.disc_start, step) * terms["hinge"],
+        }
+        return losses, {**figures, **terms}
+
+    def prepare(self, data: Any, count: int = 64) -> None:
+        """Keep pictures that `samples` shows and whose latents `save` measures the scale of.
+
+        Args:
+            data: what `Loop` trains on, such as `Data`; or an array of pictures, (n, height,
+                width, 3) float32 in [-1, 1].
+            count: int, how many pictures to keep.
+
+        Raises:
+            ValueError: If there are none.
+        """
+        pictures = data[:count] if isinstance(data, np.ndarray) else data.batch(0, count)["images"]
+        if not len(pictures):
+            raise ValueError("`data` must hold at least one picture. Received: none")
+        self._sample = np.asarray(pictures, np.float32)
+
+    def samples(self, count: int) -> np.ndarray | None:
+        """Pictures that `prepare` has kept, each followed by its reconstruction.
+
+        Args:
+            count: int, how many pictures and reconstructions together.
+
+        Returns:
+            (count, height, width, 3) uint8 or fewer; `None` without `prepare`.
+        """
+        if self._sample is None:
+            return None
+        shown = []
+        for picture in self._sample[: (count + 1) // 2, None]:
+            latents = self.image_encoder(picture)["mean"]
+            reconstruction = ops.cast(self.image_decoder(latents), "float32")
+            shown += [picture, ops.convert_to_numpy(reconstruction)]
+        return to_uint8(np.concatenate(shown[:count]))
+
+    def scaled(self) -> tuple[ImageEncoder, ImageDecoder]:
+        """The image encoder and decoder as they are saved: with the measured latent scale.
+
+        Raises:
+            ValueError: If there are no pictures to measure it over.
+        """
+        if self.latent_scale == "keep":
+            return self.image_encoder, self.image_decoder
+        if self._sample is None:
+            raise ValueError(
+                "The latent scale is measured over pictures, and there are none. Call "
+                "`prepare(data)` first, or make the trainer with latent_scale='keep'."
+            )
+        scale, shift = measure(self.image_encoder, self._sample, self.latent_scale == "channel")
+        return scaled(self.image_encoder, self.image_decoder, scale, shift)
+
+    def save(self, folder: str | os.PathLike) -> None:
+        """Write the autoencoder as `vae` in diffusers' layout, whole or not at all.
+
+        Args:
+            folder: path of a folder that does not exist, or is empty.
+
+        Raises:
+            ValueError: If the folder exists already, there are no pictures to measure the latent
+                scale over, or diffusers has no autoencoder like this one.
+        """
+        from weights_conversion import autoencoder_config, rows, staged, write, write_component
+
+        encoder, decoder = self.scaled()
+        record = fields(decoder.architecture)
+        tensors: dict[str, np.ndarray] = {}
+        for kind, model in (("image_encoder", encoder), ("image_decoder", decoder)):
+            tensors |= write(rows(kind, record), variables.arrays_of(model), "diffusers")
+        side = 512 if self._sample is None else max(self._sample.shape[1:3])
+        config = autoencoder_config(record, side)
+        with staged(folder) as stage:
+            write_component(stage, "vae", config, tensors)
+
+    def _code(self, pictures, key, step, index):
+        """What the decoder starts from, the penalty on the code, (batch,), and figures."""
+        objective = self.objective
+        mean, logvar = code(self.image_encoder, pictures)
+        if self._codebook is None:
+            noise = random.normal(key, step, index, mean.shape[1:], random.POSTERIOR)
+            divergence = 0.5 * ops.square(mean) + 0.5 * (ops.exp(logvar) - 1.0 - logvar)
+            divergence = ops.sum(divergence, axis=(1, 2, 3))
+            sample = mean + ops.exp(0.5 * logvar) * noise
+            return sample, objective.kl_weight * divergence, {"kl": divergence}
+        chosen = self._codebook.nearest(mean)
+        vectors = self._codebook.vectors(chosen)
+        loss = codebook_loss(mean, vectors, objective.commitment, objective.legacy)
+        figures = {"codebook": loss, "perplexity": perplexity(chosen, self._codebook.size)}
+        return straight_through(mean, vectors), objective.codebook_weight * loss, figures
+
+    def _picture(self, features, kernel):
+        """The decoder's last layer, as a function of its kernel."""
+        kernel = ops.cast(kernel, features.dtype)
+        x = ops.conv(features, kernel, padding="same", data_format="channels_last")
+        return ops.cast(x, "float32") + ops.cast(self._last.bias, "float32")
+
+    def _difference(self, pictures, reconstruction):
+        """The loss of reconstruction, (batch,), and its terms."""
+        error = pictures - reconstruction
+        error = ops.abs(error) if self.objective.pixel == "l1" else ops.square(error)
+        terms = {"pixel": ops.mean(error, axis=(1, 2, 3))}
+        loss = terms["pixel"]
+        if self.perceptual is not None:
+            distance = ops.cast(self.perceptual(pictures, reconstruction), "float32")
+            terms["perceptual"] = ops.reshape(distance, (-1,))
+            loss = loss + self.objective.perceptual_weight * terms["perceptual"]
+        if self._codebook is None:
+            loss = loss * math.prod(pictures.shape[1:])
+        return loss, terms
+
+    def _opinion(self, pictures):
+        """Logits of pictures, without a gradient to the discriminator's variables."""
+        model: Any = self.discriminator
+        fixed = [ops.stop_gradient(ops.convert_to_tensor(value)) for value in model.variables]
+        with backend.with_weights(model, fixed):
+            return model(pictures)
+
+    def _adversarial_weight(self, pictures, features, step):
+        """How much the discriminator's opinion counts, ()."""
+        features = ops.stop_gradient(features)
+
+        def reconstruction(kernel):
+            return ops.mean(self._difference(pictures, self._picture(features, kernel))[0])
+
+        def generator(kernel):
+            return ops.mean(generator_loss(self._opinion(self._picture(features, kernel))))
+
+        weight = adaptive_weight(reconstruction, generator, ops.cast(self._last.kernel, "float32"))
+        objective = self.objective
+        start = objective.disc_start + objective.disc_warmup
+        return _from(start, step) * objective.adversarial_weight * weight
+
+
+def _name(part):
+    """The name of a function, or of an object's class."""
+    return getattr(part, "__name__", type(part).__name__)
+
+
+def _from(start, step):
+    """1 from a step on, before it 0."""
+    return ops.cast(ops.cast(step, "int32") >= start, "float32")
+
+
+def _psnr(pictures, reconstruction):
+    """Peak signal-to-noise ratio of pictures in [-1, 1], (batch,) in dB."""
+    error = ops.clip(reconstruction, -1.0, 1.0) - pictures
+    error = ops.mean(ops.square(error), axis=(1, 2, 3))
+    return 10.0 * ops.log10(4.0 / ops.maximum(error, 1e-10))

@@ -1,0 +1,330 @@
+"""Training of diffusion models: in pixels or in latents, unconditional, of classes or of texts."""
+
+from __future__ import annotations
+
+import functools
+import os
+import zlib
+from collections.abc import Callable, Collection
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from kdiffusion.models.diffusion_model import DiffusionModel
+from kdiffusion.models.image_encoder import ImageEncoder
+from kdiffusion.models.text_encoder import TextEncoder
+from kdiffusion.pipelines.base import LatentComponents, TextComponents
+from kdiffusion.records import fields
+from kdiffusion.sampling.schedule import Schedule
+from kdiffusion.training import random
+from kdiffusion.training.trainers.base import Batch, PartTrainer, places
+from kdiffusion.training.trainers.diffusion_objective import (
+    Levels,
+    Objective,
+    levels,
+    noisy,
+    squared_error,
+    target,
+)
+from kdiffusion.weights import variables as weights
+
+
+class DiffusionTrainer(PartTrainer):
+    """Trains a diffusion model, from scratch or further (Rombach et al. 2022, section 3.2).
+
+    What a batch holds follows from the model. The pictures: `images`, or in place of them the
+    cached `mean` and `logvar` of their latents, (batch, height, width, channels), as the image
+    encoder returns them; latents are drawn from them anew at each step. If the model attends to
+    text: `tokens`, (batch, n) int32, or the cached `context`, (batch, n, width), of the text
+    encoder. If it knows classes: `label`, (batch,) int32.
+
+    Args:
+        diffusion_model: `DiffusionModel`, the network to be trained.
+        schedule: `Schedule`, which also says what the network predicts.
+        image_encoder: `ImageEncoder` of the latents; `None` if the network draws pixels or all
+            latents are cached.
+        text_encoder: `TextEncoder`; `None` if there is no text or all contexts are cached.
+        objective: `Objective`.
+        train_text_encoder: bool, whether the text encoder learns too.
+        empty: dictionary of `tokens`, (n,) int32, or `context`, (n, width) float32, of the empty
+            caption, which caption dropout puts in place of others.
+        draw: function of a count that draws so many pictures, for sample grids; `None` for none.
+        seed: int, of what Keras's `fit` draws; `Loop` has a seed of its own.
+
+    Raises:
+        ValueError: If parts do not fit each other.
+
+    Example:
+
+    ```python
+    network = DiffusionModel({"in_channels": 3, "out_channels": 3, "context_width": None})
+    trainer = DiffusionTrainer(network, Schedule(prediction="v"))
+    trainer.compile(keras.optimizers.AdamW(1e-4))
+    trainer.fit({"images": pictures}, batch_size=16, epochs=10)
+    ```
+    """
+
+    def __init__(
+        self,
+        diffusion_model: DiffusionModel,
+        schedule: Schedule,
+        *,
+        image_encoder: ImageEncoder | None = None,
+        text_encoder: TextEncoder | None = None,
+        objective: Objective = Objective(),
+        train_text_encoder: bool = False,
+        empty: dict[str, Any] | None = None,
+        draw: Callable[[int], np.ndarray] | None = None,
+        seed: int = 0,
+    ):
+        super().__init__(seed=seed)
+        self.diffusion_model = diffusion_model
+        self.schedule = schedule
+        self.image_encoder = image_encoder
+        self.text_encoder = text_encoder
+        self.objective = objective
+        self.train_text_encoder = train_text_encoder
+        self.empty = {name: np.asarray(value) for name, value in (empty or {}).items()}
+        _check_parts(self)
+        self._levels = levels(schedule, objective)
+        self._draw = draw
+        self._model: Any = None
+
+    @classmethod
+    def from_model(
+        cls,
+        model: Any,
+        *,
+        cached: Collection[str] = (),
+        gradient_checkpointing: bool = False,
+        **settings,
+    ) -> DiffusionTrainer:
+        """Make a trainer of a whole model; `save` then writes all of it.
+
+        Args:
+            model: `StableDiffusion`, `LatentDiffusion` or `PixelDiffusion`; it draws with the
+                trained weights.
+            cached: names of what batches hold ready, `"latents"` or `"context"`; what makes it is
+                not loaded.
+            gradient_checkpointing: bool, whether the diffusion model is rebuilt with it, see
+                `DiffusionModel`.
+            settings: further arguments of the class.
+
+        Returns:
+            A `DiffusionTrainer`.
+
+        Raises:
+            ValueError: If parts do not fit each other.
+
+        Example:
+
+        ```python
+        model = StableDiffusion.from_preset("stable-diffusion-v1-5")
+        trainer = DiffusionTrainer.from_model(model, gradient_checkpointing=True)
+        ```
+        """
+        for name in cached:
+            if name not in ("latents", "context"):
+                raise ValueError(
+                    f"`cached` may name 'latents' and 'context'. Received: cached={cached!r}"
+                )
+        if gradient_checkpointing and not model.diffusion_model.gradient_checkpointing:
+            model.diffusion_model = weights.rebuilt(
+                model.diffusion_model, gradient_checkpointing=True
+            )
+        parts: dict[str, Any] = {"empty": {}}
+        if isinstance(model, LatentComponents) and "latents" not in cached:
+            parts["image_encoder"] = model.image_encoder
+        if isinstance(model, TextComponents) and "context" not in cached:
+            parts["text_encoder"] = model.text_encoder
+            parts["empty"] = {"tokens": model.tokenizer.rows([""])[0]}
+        trainer = cls(model.diffusion_model, model.schedule, **{**parts, **settings})
+        trainer._model = model
+        return trainer
+
+    @property
+    def groups(self) -> dict[str, list[keras.Variable]]:
+        """The variables of the diffusion model, and of the text encoder if it learns too."""
+        variables = list(self.diffusion_model.trainable_variables)
+        if self.train_text_encoder and self.text_encoder is not None:
+            # The projection makes the pooled vector, which is not used.
+            variables += [
+                variable
+                for variable in self.text_encoder.trainable_variables
+                if not variable.path.startswith("projection/")
+            ]
+        return {"model": variables}
+
+    @property
+    def configuration(self) -> dict[str, Any]:
+        """See `Trainer.configuration`."""
+        return {
+            "architecture": fields(self.diffusion_model.architecture),
+            "schedule": fields(self.schedule),
+            "objective": fields(self.objective),
+            "train_text_encoder": self.train_text_encoder,
+            "empty": {name: zlib.crc32(value.tobytes()) for name, value in self.empty.items()},
+        }
+
+    def losses(self, batch: Batch, key: Any, step: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        """See `Trainer.losses`.
+
+        The figures are the mean squared errors that the prediction's error means for the noise
+        and for the denoised latents, which can be compared between kinds of prediction.
+        """
+        index = places(batch)
+        uniform = functools.partial(random.uniform, key, step, index)
+        normal = functools.partial(random.normal, key, step, index)
+        timestep, level = self._level(key, step, index)
+        latents = self._latents(batch, normal)
+        noise = normal(latents.shape[1:], random.NOISE)
+        if self.objective.offset_noise:
+            offset = normal((1, 1, latents.shape[-1]), random.OFFSET)
+            noise = noise + self.objective.offset_noise * offset
+        put_in = noise
+        if self.objective.input_perturbation:
+            perturbation = normal(latents.shape[1:], random.PERTURBATION)
+            put_in = noise + self.objective.input_perturbation * perturbation
+        a, s = (ops.reshape(scale, (-1, 1, 1, 1)) for scale in (level.a, level.s))
+        inputs = {
+            "latents": noisy(latents, put_in, a, s),
+            "timestep": ops.cast(timestep, "float32"),
+            **self._conditions(batch, uniform),
+        }
+        wanted = target(self.schedule.prediction, latents, noise, a, s)
+        error = squared_error(self.diffusion_model(inputs), wanted)
+        figures = {
+            "epsilon_error": level.to_epsilon * error,
+            "denoised_error": level.to_denoised * error,
+        }
+        return {"model": level.weight * error}, figures
+
+    def samples(self, count: int) -> np.ndarray | None:
+        """See `Trainer.samples`; what `draw` draws."""
+        return None if self._draw is None else self._draw(count)
+
+    def save(self, folder: str | os.PathLike) -> None:
+        """Write a folder in diffusers' layout, whole or not at all.
+
+        It holds the whole model if the trainer was made of one; else the networks that were
+        trained, and the schedule.
+
+        Args:
+            folder: path of a folder that does not exist, or is empty.
+
+        Raises:
+            ValueError: If the folder exists already.
+        """
+        if self._model is not None:
+            self._model.save(folder)
+            return
+        models: dict[str, Any] = {"diffusion_model": self.diffusion_model}
+        if self.train_text_encoder:
+            models["text_encoder"] = self.text_encoder
+        weights.save(folder, models, self.schedule)
+
+    def _level(self, key, step, index):
+        """A timestep for each sample, (batch,) int32, and `Levels` of it, (batch,) float32."""
+        if self.objective.stratified:
+            share = random.stratified(key, step, index, random.TIMESTEP)
+        else:
+            share = random.uniform(key, step, index, (), random.TIMESTEP)
+        timestep = ops.cast(ops.floor(share * self.schedule.num_timesteps), "int32")
+        tables = (ops.convert_to_tensor(x, "float32") for x in self._levels)
+        rows = (ops.take(table, timestep) for table in tables)
+        return timestep, Levels(*rows)
+
+    def _latents(self, batch, normal):
+        if "mean" in batch:
+            mean, logvar = batch["mean"], batch["logvar"]
+        elif self.image_encoder is not None:
+            distribution = self.image_encoder(_of(batch, "images"))
+            mean, logvar = (ops.stop_gradient(distribution[name]) for name in ("mean", "logvar"))
+        else:
+            return ops.cast(_of(batch, "images"), "float32")
+        mean, logvar = ops.cast(mean, "float32"), ops.cast(logvar, "float32")
+        return mean + ops.exp(0.5 * logvar) * normal(mean.shape[1:], random.POSTERIOR)
+
+    def _conditions(self, batch, uniform):
+        """The network's inputs that say what to draw; some samples lose all of them."""
+        architecture = self.diffusion_model.architecture
+        conditions = {}
+        dropped = None
+        if self.objective.caption_dropout:
+            dropped = uniform((), random.CAPTION_DROPOUT) < self.objective.caption_dropout
+        if architecture.context_width is not None:
+            conditions["context"] = self._context(batch, dropped)
+        if architecture.num_classes is not None:
+            label = ops.cast(_of(batch, "label"), "int32")
+            if dropped is not None:
+                label = ops.where(dropped, architecture.num_classes, label)
+            conditions["label"] = label
+        return conditions
+
+    def _context(self, batch, dropped):
+        if "context" in batch and not self.train_text_encoder:
+            context = ops.cast(batch["context"], "float32")
+            return self._without_captions("context", context, dropped)
+        if self.text_encoder is None:
+            raise ValueError(
+                "A batch without `context` needs the trainer's `text_encoder`. "
+                f"Received: a batch of {sorted(batch)}."
+            )
+        tokens = ops.cast(_of(batch, "tokens"), "int32")
+        tokens = self._without_captions("tokens", tokens, dropped)
+        context = ops.cast(self.text_encoder(tokens)["context"], "float32")
+        return context if self.train_text_encoder else ops.stop_gradient(context)
+
+    def _without_captions(self, name, values, dropped):
+        """The captions' tokens or contexts with the empty one where they are dropped."""
+        if dropped is None:
+            return values
+        shape = tuple(values.shape[1:])
+        if name not in self.empty or self.empty[name].shape != shape:
+            received = self.empty[name].shape if name in self.empty else None
+            raise ValueError(
+                f"Caption dropout needs `empty` with the {name} of the empty caption, of shape "
+                f"{shape}. Received: {name} of shape {received}."
+            )
+        empty = ops.convert_to_tensor(self.empty[name], values.dtype)
+        return ops.where(ops.reshape(dropped, (-1,) + (1,) * len(shape)), empty[None], values)
+
+
+def _of(batch, name):
+    if name not in batch:
+        raise ValueError(
+            f"This model's batches need `{name}`. Received: a batch of {sorted(batch)}."
+        )
+    return batch[name]
+
+
+def _check_parts(trainer):
+    """Refuse parts that do not fit each other."""
+    network = trainer.diffusion_model.architecture
+    encoder, text_encoder = trainer.image_encoder, trainer.text_encoder
+    if network.in_channels != network.out_channels:
+        raise ValueError(
+            "An inpainting network is told a mask and a picture, which no batch has. Received: "
+            f"in_channels={network.in_channels}, out_channels={network.out_channels}."
+        )
+    if encoder is not None and encoder.architecture.latent_channels != network.out_channels:
+        raise ValueError(
+            "The image encoder's latents must have the network's channels. Received: "
+            f"latent_channels={encoder.architecture.latent_channels}, "
+            f"out_channels={network.out_channels}."
+        )
+    if text_encoder is not None and text_encoder.architecture.width != network.context_width:
+        raise ValueError(
+            "The text encoder's states must have the network's context width. Received: "
+            f"width={text_encoder.architecture.width}, context_width={network.context_width}."
+        )
+    if trainer.train_text_encoder and text_encoder is None:
+        raise ValueError("`train_text_encoder=True` needs a `text_encoder`. Received: None.")
+    conditional = network.context_width is not None or network.num_classes is not None
+    if trainer.objective.caption_dropout and not conditional:
+        raise ValueError(
+            "An unconditional network has no captions or classes to drop. Received: "
+            f"caption_dropout={trainer.objective.caption_dropout}. Use 0."
+        )

@@ -1,0 +1,1 @@
+"""Find, read, hold and write the weights of whole models."""

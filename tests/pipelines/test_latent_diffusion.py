@@ -1,0 +1,206 @@
+"""Models without a text: of classes and of nothing in particular, in latents and in pixels."""
+
+import dataclasses
+import inspect
+
+import numpy as np
+import pytest
+
+from kdiffusion import (
+    DiffusionModel,
+    ImageDecoder,
+    ImageEncoder,
+    LatentDiffusion,
+    PixelDiffusion,
+    Schedule,
+    StableDiffusion,
+)
+from kdiffusion.models.architectures import (
+    AutoencoderArchitecture,
+    DiffusionArchitecture,
+)
+from kdiffusion.sampling.spacing import Spacing
+from kdiffusion.weights.sources import PartsSource, RandomSource, open_source
+from kdiffusion.weights.variables import save
+
+NETWORK = DiffusionArchitecture(
+    in_channels=3,
+    out_channels=3,
+    channels=(8, 16),
+    layers_per_level=1,
+    depths=(0, 1),
+    num_heads=(2, 2),
+    context_width=None,
+    num_classes=5,
+    num_groups=4,
+)
+CODEC = AutoencoderArchitecture(channels=(8, 8, 16), layers_per_level=1, num_groups=4)
+SCHEDULE = Schedule(prediction="v")
+
+
+def network(**changes):
+    return DiffusionModel(dataclasses.replace(NETWORK, **changes))
+
+
+@pytest.fixture(scope="module")
+def pixels():
+    return PixelDiffusion.from_parts({"diffusion_model": network()}, SCHEDULE, (12, 10))
+
+
+@pytest.fixture(scope="module")
+def unconditional():
+    parts = {"diffusion_model": network(num_classes=None)}
+    return PixelDiffusion.from_parts(parts, SCHEDULE, (12, 10))
+
+
+@pytest.fixture(scope="module")
+def latents():
+    parts = {
+        "diffusion_model": network(in_channels=4, out_channels=4),
+        "image_encoder": ImageEncoder(CODEC),
+        "image_decoder": ImageDecoder(CODEC),
+    }
+    return LatentDiffusion.from_parts(parts, SCHEDULE, (16, 24))
+
+
+def draw(model, label=None, **settings):
+    return model.generate_image(label, **{"num_steps": 3, "seed": 7, "verbose": 0, **settings})
+
+
+def close(first, second):
+    return np.abs(first.astype(int) - second.astype(int)).max() <= 1
+
+
+@pytest.mark.parametrize("name, size", [("pixels", (12, 10)), ("latents", (16, 24))])
+def test_pictures_follow_label_seed_and_size(name, size, request):
+    model = request.getfixturevalue(name)
+    images = draw(model, [3, 1], batch_size=2)
+    assert images.shape == (4, *size, 3)
+    assert images.dtype == np.uint8
+    assert images.std() > 10
+    assert close(images[1:2], draw(model, 3, seed=8))
+    assert close(images[2:3], draw(model, 1, seed=9))
+    assert not close(draw(model, 3), draw(model, 1))
+    assert draw(model, 3, height=8, width=16).shape == (1, 8, 16, 3)
+
+
+def test_no_label_draws_of_no_class(pixels):
+    of_none = draw(pixels)
+    assert not any(close(of_none, draw(pixels, label)) for label in range(5))
+
+
+def test_guidance_goes_away_from_no_class(pixels):
+    plain, weak = draw(pixels, 2), draw(pixels, 2, unconditional_guidance_scale=1.0 + 1e-6)
+    assert close(plain, weak)
+    assert not close(plain, draw(pixels, 2, unconditional_guidance_scale=4.0))
+    # Away from itself there is nothing to go.
+    assert close(draw(pixels), draw(pixels, unconditional_guidance_scale=4.0))
+
+
+def test_an_unconditional_model_is_given_nothing(unconditional):
+    assert draw(unconditional, batch_size=2).shape == (2, 12, 10, 3)
+    with pytest.raises(ValueError, match="knows no classes.*label=3"):
+        draw(unconditional, 3)
+    with pytest.raises(ValueError, match="nothing to be guided to.*=2.0"):
+        draw(unconditional, unconditional_guidance_scale=2.0)
+
+
+def test_given_noise_is_where_it_starts(pixels):
+    noise = np.random.default_rng(0).normal(size=(12, 10, 3))
+    first = draw(pixels, 1, seed=None, diffusion_noise=noise)
+    assert close(first, draw(pixels, 1, seed=None, diffusion_noise=noise[None]))
+    assert not close(first, draw(pixels, 1, seed=None, diffusion_noise=-noise))
+
+
+@pytest.mark.parametrize("label", [5, -1, 1.5, [], [[1]], "cat", True, [0, 9]])
+def test_labels_that_are_none(pixels, label):
+    with pytest.raises(ValueError, match="`label` must be a whole number from 0 to 4"):
+        draw(pixels, label)
+
+
+def test_latents_are_encoded_and_decoded(latents):
+    images = draw(latents, 0)
+    codes = latents.encode_image(images)
+    assert codes.shape == (1, 4, 6, 4)
+    assert latents.decode(codes).shape == images.shape
+    with pytest.raises(ValueError, match="`height` must be a positive multiple of 4"):
+        draw(latents, 0, height=18)
+
+
+@pytest.mark.parametrize("name", ["pixels", "unconditional", "latents"])
+def test_a_saved_folder_draws_the_same_picture(name, request, tmp_path):
+    model = request.getfixturevalue(name)
+    model.save(tmp_path / "model")
+    loaded = type(model).from_preset(tmp_path / "model")
+    assert (loaded.img_height, loaded.img_width) == (model.img_height, model.img_width)
+    assert loaded.schedule == model.schedule
+    label = None if name == "unconditional" else 4
+    assert close(draw(loaded, label), draw(model, label))
+    with pytest.raises(ValueError, match="exists"):
+        model.save(tmp_path / "model")
+
+
+def test_pure_noise_is_drawn_from_where_the_schedule_ends_in_it():
+    schedule = Schedule(prediction="v", rescale_zero_terminal_snr=True)
+    source = PartsSource({"diffusion_model": network()}, schedule, (8, 8))
+    assert source.sampling() == ("ddim", Spacing("trailing"))
+    model = PixelDiffusion.from_parts({"diffusion_model": network()}, schedule, (8, 8))
+    assert draw(model, 0).std() > 0
+
+
+@pytest.mark.parametrize(
+    "cls, changes, message",
+    [
+        (StableDiffusion, {}, "Use LatentDiffusion or PixelDiffusion"),
+        (StableDiffusion, {"context_width": 8}, "num_classes=5"),
+        (LatentDiffusion, {"context_width": 8}, "Use StableDiffusion"),
+        (PixelDiffusion, {"in_channels": 6}, "in_channels=6"),
+    ],
+)
+def test_each_class_refuses_the_networks_of_the_others(cls, changes, message):
+    with pytest.raises(ValueError, match=message):
+        cls.from_parts({"diffusion_model": network(**changes)}, SCHEDULE, (16, 16))
+
+
+def test_a_folder_of_another_class_is_refused(pixels, tmp_path):
+    pixels.save(tmp_path / "model")
+    with pytest.raises(ValueError, match="Use LatentDiffusion or PixelDiffusion"):
+        StableDiffusion.from_preset(tmp_path / "model")
+    with pytest.raises(ValueError, match="Use LatentDiffusion or PixelDiffusion"):
+        StableDiffusion(16, 16, preset=tmp_path / "model").diffusion_model
+
+
+def test_parts_that_are_missing_are_named(pixels):
+    model = LatentDiffusion.from_parts({"diffusion_model": network()}, SCHEDULE, (16, 16))
+    with pytest.raises(ValueError, match="no image_decoder"):
+        draw(model, 0)
+    source = RandomSource()
+    parts = {"diffusion_model": source.model("diffusion_model", None)}
+    with pytest.raises(ValueError, match="no tokenizer"):
+        StableDiffusion.from_parts(parts, SCHEDULE, (64, 64)).encode_text("a cat")
+
+
+def test_half_an_autoencoder_is_not_saved(tmp_path):
+    models = {"diffusion_model": network(), "image_encoder": ImageEncoder(CODEC)}
+    with pytest.raises(ValueError, match="image_decoder"):
+        save(tmp_path / "model", models, SCHEDULE)
+    assert not (tmp_path / "model").exists()
+
+
+def test_drawing_takes_what_stable_diffusion_takes():
+    theirs = list(inspect.signature(StableDiffusion.generate_image).parameters)
+    ours = list(inspect.signature(PixelDiffusion.generate_image).parameters)
+    theirs = [name for name in theirs if name not in ("encoded_text", "negative_prompt")]
+    assert ours == [theirs[0], "label", *theirs[1:]]
+
+
+def test_parts_draw_what_their_source_draws():
+    source = open_source("random-tiny")
+    kinds = ("text_encoder", "image_encoder", "image_decoder", "diffusion_model")
+    parts = {kind: source.model(kind, None) for kind in kinds}
+    model = StableDiffusion.from_parts(
+        parts, source.schedule(), (64, 64), tokenizer=source.tokenizer(), jit_compile=False
+    )
+    settings = {"num_steps": 2, "seed": 1, "verbose": 0}
+    theirs = StableDiffusion.from_preset("random-tiny", jit_compile=False)
+    assert close(model.text_to_image("a", **settings), theirs.text_to_image("a", **settings))

@@ -1,0 +1,99 @@
+"""Writing a folder or a file whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+from weights_conversion.files.errors import CheckpointError
+
+# Waits for a line; at the end of its input without one, whoever held the other end was killed.
+_REMOVE_UNLESS_TOLD = 'read -r line || rm -rf -- "$0"'
+
+
+@contextlib.contextmanager
+def staged(path: str | os.PathLike) -> Iterator[Path]:
+    """Gives a folder to write into that becomes `path` at the end, or nothing if that fails.
+
+    Args:
+        path: the folder to make; it must not exist, or be empty.
+
+    Example:
+
+    >>> with staged("my-model") as folder:
+    ...     write_component(folder, "unet", config, tensors)
+    """
+    path = Path(path).absolute()
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise CheckpointError(f"{path} exists already. Choose another path or remove it first.")
+    stage = _beside(path)
+    stage.mkdir()
+    try:
+        yield stage
+        if path.exists():
+            path.rmdir()  # Windows replaces no folder, not even an empty one
+        stage.rename(path)
+    except BaseException:
+        shutil.rmtree(stage, ignore_errors=True)
+        raise
+
+
+@contextlib.contextmanager
+def staged_file(path: str | os.PathLike) -> Iterator[Path]:
+    """Gives the path of a file to write that becomes `path` at the end, or nothing if that fails.
+
+    Args:
+        path: the file to make; it must not exist.
+    """
+    path = Path(path).absolute()
+    if path.exists() or path.is_symlink():
+        raise CheckpointError(f"{path} exists already. Choose another path or remove it first.")
+    stage = _beside(path)
+    try:
+        yield stage
+        stage.replace(path)
+    finally:
+        stage.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def removed_if_killed(path: Path) -> Iterator[None]:
+    """Has a shell wait beside this process, that removes a path if the process is killed."""
+    if os.name != "posix":
+        yield
+        return
+    guard = subprocess.Popen(
+        ["/bin/sh", "-c", _REMOVE_UNLESS_TOLD, str(path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,  # Ctrl-C and a killed process group are not for it
+    )
+    try:
+        yield
+    finally:
+        guard.communicate(b"done\n")
+
+
+def check_space(path: Path, needed: int) -> None:
+    """Refuses to begin what the disk cannot hold.
+
+    Raises:
+        CheckpointError: too little space is free where the path will be.
+    """
+    free = shutil.disk_usage(path.parent).free
+    if needed > free:
+        raise CheckpointError(
+            f"{path} needs {needed:,} bytes, and {free:,} are free there. Make room, or choose "
+            "another place or a smaller dtype."
+        )
+
+
+def _beside(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
