@@ -30,6 +30,7 @@ _MODULES = {
     "Spacing": "kdiffusion.sampling.spacing",
     "StableDiffusion": "kdiffusion.pipelines.stable_diffusion",
     "TextEncoder": "kdiffusion.models.text_encoder",
+    "open_model": "kdiffusion.pipelines.open_model",
 }
 
 __all__ = ["__version__", *_MODULES]
@@ -42,6 +43,7 @@ if TYPE_CHECKING:  # the same names for type checkers and editors, which cannot 
     from kdiffusion.models.text_encoder import TextEncoder as TextEncoder
     from kdiffusion.pipelines.latent_diffusion import LatentDiffusion as LatentDiffusion
     from kdiffusion.pipelines.latent_diffusion import PixelDiffusion as PixelDiffusion
+    from kdiffusion.pipelines.open_model import open_model as open_model
     from kdiffusion.pipelines.stable_diffusion import StableDiffusion as StableDiffusion
     from kdiffusion.sampling.guidance import Guidance as Guidance
     from kdiffusion.sampling.samplers import Sampler as Sampler

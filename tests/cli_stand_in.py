@@ -1,7 +1,6 @@
 """A stand-in for the model behind the command line, and what the tests of it share."""
 
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 
@@ -14,7 +13,7 @@ class StandIn:
     error: BaseException | None = None
     asked: dict = {}
     steps: list = []
-    decoder = SimpleNamespace(architecture=SimpleNamespace(downsampling=8))
+    default_sampling = "ddim", Spacing()
 
     @classmethod
     def from_preset(cls, preset, **settings):
@@ -41,13 +40,13 @@ class StandIn:
 
 
 class Step:
-    """What a callback is told, as far as the command line asks."""
+    """The state after a step, as far as the command line asks."""
 
     def __init__(self, level, count=1):
-        self.denoised = np.full((count, 2, 3, 4), level, np.float32)
+        self.preview = np.full((count, 8, 12, 3), level, np.uint8)
 
 
-def chosen_sampling(arguments):
+def chosen_sampling(arguments, defaults):
     sampler = Sampler(arguments.sampler or "ddim", arguments.eta, arguments.order)
     return sampler, Spacing.parse(arguments.spacing)
 

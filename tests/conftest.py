@@ -28,7 +28,7 @@ def stand_in(monkeypatch, tmp_path):
     class Fresh(StandIn):
         asked: dict = {}
 
-    monkeypatch.setitem(vars(kdiffusion), "StableDiffusion", Fresh)
+    monkeypatch.setitem(vars(kdiffusion), "open_model", Fresh.from_preset)
     monkeypatch.setattr(generate, "_sampling", chosen_sampling)
     monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", os.environ.get("TF_CPP_MIN_LOG_LEVEL", "3"))
     monkeypatch.chdir(tmp_path)

@@ -10,10 +10,9 @@ from kdiffusion import StableDiffusion
 from kdiffusion.models.kernels import flash
 from kdiffusion.models.layers.attention import attend
 from kdiffusion.pipelines.settings import Settings
+from kdiffusion.pipelines.starts import Start
 from kdiffusion.runtime import programs
-from kdiffusion.sampling import run as generation
-from kdiffusion.sampling.guidance import Guidance
-from kdiffusion.sampling.spacing import Spacing
+from kdiffusion.sampling.run import Program
 
 
 class Peer:
@@ -25,7 +24,7 @@ class Peer:
         self.model.decoder
 
     def network(self, side):
-        program = generation.Program(lambda model, x: model(x), self.model.jit_compile)
+        program = Program(lambda model, x: model(x), self.model.jit_compile)
         network = self.model.diffusion_model
         x = {
             "latents": inputs.latents(side),
@@ -38,17 +37,13 @@ class Peer:
         """One step through the program that draws pictures."""
         network = self.model.diffusion_model
         context = inputs.context(2, network.architecture.context_width)
-        settings = Settings(num_steps=1, seed=0)
-        run = generation.Run(
-            settings.tables(1, self.model.schedule, ("ddim", Spacing())),
-            inputs.latents(side),
-            {"context": context[1:]},
-            {"context": context, "guidance_rescale": np.zeros(1, np.float32)},
-            np.full(1, inputs.SCALE),
-            Guidance(),
-            settings.streams(1),
+        settings = Settings(
+            num_steps=1, guidance_scale=inputs.SCALE, sampler="ddim", spacing="leading", verbose=0
         )
-        return lambda: generation.sample(self.model._denoise_program, network, run)
+        start = Start(inputs.latents(side))
+        negatives, conditions = {"context": context[:1]}, {"context": context[1:]}
+        streams = settings.streams(1)
+        return lambda: self.model.denoise(start, conditions, negatives, settings, streams)
 
     def decode(self, side):
         return lambda: self.model.decode(inputs.latents(side))

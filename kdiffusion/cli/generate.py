@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 
 _KNOWS = "a small model of circles, crosses and their kind in eight colours"
 _ANOTHER = "for Stable Diffusion add --preset stable-diffusion-v1-5"
-_PREVIEW_PIXELS = 4  # for each latent: half of the height and width that Stable Diffusion draws
-_STABLE_DIFFUSION = 8  # how many times smaller the latents are whose colours are known
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -57,7 +55,7 @@ def run(arguments: argparse.Namespace) -> None:
     before = files.identities([*previews, *paths])
     start = time.monotonic()
     try:
-        _draw(arguments, seed, paths)
+        _generate(arguments, seed, paths)
     except BaseException as error:
         error.add_note(files.account(before))
         raise
@@ -109,19 +107,17 @@ def _check_files(arguments, paths):
             read(path, f"--{name}", background=0.0)
 
 
-def _draw(arguments: argparse.Namespace, seed: int, paths: Sequence[Path]) -> None:
+def _generate(arguments: argparse.Namespace, seed: int, paths: Sequence[Path]) -> None:
     import kdiffusion
     from kdiffusion.pipelines.metadata import save_pictures
 
     with silent_import():
-        open_model = _opener(arguments)
+        open_model = kdiffusion.open_model
     with contextlib.redirect_stdout(sys.stderr):  # the progress bar is no result
-        sampler, spacing = _sampling(arguments)
-        guidance = kdiffusion.Guidance(arguments.guidance_rescale, arguments.guidance_interval)
         model = open_model(arguments.preset, dtype=arguments.dtype)
-        images = _task(model, arguments)(
-            prompt=arguments.prompt,
-            negative_prompt=arguments.negative_prompt,
+        task = _task(model, arguments)
+        sampler, spacing = _sampling(arguments, model.default_sampling)
+        images = task(
             batch_size=arguments.batch_size,
             num_steps=arguments.steps,
             unconditional_guidance_scale=arguments.guidance_scale,
@@ -130,8 +126,8 @@ def _draw(arguments: argparse.Namespace, seed: int, paths: Sequence[Path]) -> No
             spacing=spacing,
             height=arguments.height,
             width=arguments.width,
-            guidance=guidance,
-            callback=_show(arguments.preview, model) if arguments.preview else None,
+            guidance=kdiffusion.Guidance(arguments.guidance_rescale, arguments.guidance_interval),
+            callback=_show(arguments.preview) if arguments.preview else None,
             verbose=int(not arguments.quiet and sys.stderr.isatty()),
             noise=arguments.noise,
         )
@@ -143,61 +139,41 @@ def _draw(arguments: argparse.Namespace, seed: int, paths: Sequence[Path]) -> No
     save_pictures(pictures, overwrite=arguments.force)
 
 
-def _sampling(arguments: argparse.Namespace) -> tuple[Sampler, Spacing]:
-    """The sampler and the spacing, the model's own where the user has not chosen."""
+def _sampling(
+    arguments: argparse.Namespace, defaults: tuple[str, Spacing]
+) -> tuple[Sampler, Spacing]:
+    """Return the sampler and the spacing, the model's own where the user has not chosen."""
     from kdiffusion.pipelines.settings import resolve_sampling
-    from kdiffusion.weights.sources import open_source
 
-    own = open_source(arguments.preset).sampling()
-    sampler, spacing = resolve_sampling(arguments.sampler, arguments.spacing, own)
+    sampler, spacing = resolve_sampling(arguments.sampler, arguments.spacing, defaults)
     return replace(sampler, eta=arguments.eta, order=arguments.order), spacing
 
 
-def _opener(arguments) -> Callable[..., Any]:
-    """What makes a model of a preset: of texts where there is one, else of any other kind."""
-    if arguments.prompt is not None:
-        import kdiffusion
-
-        return kdiffusion.StableDiffusion.from_preset
-    from kdiffusion.pipelines.open_model import open_model
-
-    return open_model
-
-
 def _task(model, arguments) -> Callable[..., Any]:
-    """The method that draws what was asked for, as a function of what all of them take."""
+    """Return the method that makes what was asked for, with what it alone takes."""
+    has_texts = hasattr(model, "text_to_image")
     if arguments.prompt is None:
-        return functools.partial(_draw_class, model, arguments.label)
+        if has_texts:
+            raise ValueError("this model draws from a text: give a prompt")
+        return functools.partial(model.generate_image, arguments.label)
+    if not has_texts:
+        raise ValueError("this model takes no prompt: give none, and --label for one of classes")
+    texts = {"prompt": arguments.prompt, "negative_prompt": arguments.negative_prompt}
     if arguments.image is None:
-        return model.text_to_image
-    picture = {"image": arguments.image, "strength": arguments.strength}
+        return functools.partial(model.text_to_image, **texts)
+    start = {"image": arguments.image, "strength": arguments.strength}
     if arguments.mask is None:
-        return lambda **settings: model.image_to_image(**picture, **settings)
-    return lambda **settings: model.inpaint(**picture, mask=arguments.mask, **settings)
+        return functools.partial(model.image_to_image, **texts, **start)
+    return functools.partial(model.inpaint, **texts, **start, mask=arguments.mask)
 
 
-def _draw_class(model, label, *, prompt, negative_prompt, **settings):
-    """Pictures by a model without texts, which takes neither prompt."""
-    from kdiffusion.pipelines.latent_diffusion import LabelledDiffusion
-
-    if not isinstance(model, LabelledDiffusion):
-        raise ValueError("this model draws from a text: give a prompt")
-    return model.generate_image(label, **settings)
-
-
-def _show(path: Path, model) -> Callable[..., None]:
-    """A callback that keeps a file showing the pictures as far as they are, side by side."""
+def _show(path: Path) -> Callable[..., None]:
+    """Return a callback that keeps a file showing the images as far as they are, side by side."""
     import numpy as np
 
-    from kdiffusion import images
-
     def show(step):
-        if model.decoder.architecture.downsampling == _STABLE_DIFFUSION:
-            pictures = images.preview(step.denoised, _PREVIEW_PIXELS)
-        else:  # a small model, whose decoder takes no time
-            pictures = model.decode(step.denoised)
         try:
-            files.replace_picture(path, np.concatenate(list(pictures), axis=1))
+            files.replace_picture(path, np.concatenate(list(step.preview), axis=1))
         except OSError as error:  # no reason to lose the pictures themselves
             warnings.warn(f"the preview cannot be written: {error}", stacklevel=1)
 

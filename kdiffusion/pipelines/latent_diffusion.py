@@ -1,30 +1,31 @@
-"""Diffusion models without a text: of nothing in particular, or of a class."""
+"""Pipelines without a text: unconditional, or of classes."""
 
 from __future__ import annotations
 
-import abc
 import os
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Unpack
 
 import numpy as np
 
 from kdiffusion import images
 from kdiffusion.models.architectures import DiffusionArchitecture
-from kdiffusion.pipelines.base import Components, LatentComponents
-from kdiffusion.pipelines.drawing import denoised
-from kdiffusion.pipelines.settings import Settings, check_count
+from kdiffusion.pipelines.base import Pipeline
+from kdiffusion.pipelines.latent import LatentPipeline
+from kdiffusion.pipelines.settings import (
+    DrawSettings,
+    Settings,
+    check_count,
+    shares_settings,
+)
 from kdiffusion.pipelines.starts import noise_start
-from kdiffusion.sampling.guidance import Guidance
-from kdiffusion.sampling.run import State, Step
-from kdiffusion.sampling.samplers import Sampler
-from kdiffusion.sampling.spacing import Spacing
 from kdiffusion.weights.variables import save
 
 
-class LabelledDiffusion(Components):
-    """What models of latents and of pixels share: drawing without a text."""
+class LabelledDiffusion(Pipeline):
+    """A diffusion model without a text, of classes or unconditional."""
 
+    @shares_settings
     def generate_image(
         self,
         label: int | Sequence[int] | None = None,
@@ -33,41 +34,21 @@ class LabelledDiffusion(Components):
         unconditional_guidance_scale: float | Sequence[float] = 1.0,
         diffusion_noise: Any = None,
         seed: int | Sequence[int] | None = None,
-        *,
-        sampler: str | Sampler | Sequence[str | Sampler] | None = None,
-        spacing: str | Spacing | None = None,
-        height: int | None = None,
-        width: int | None = None,
-        guidance: Guidance | None = None,
-        callback: Callable[[Step], Any] | None = None,
-        verbose: int = 1,
-        noise: str = "cpu",
-        resume: State | None = None,
+        **settings: Unpack[DrawSettings],
     ) -> np.ndarray:
-        """Draw pictures, of a class if the model knows classes.
+        """Generate images, of a class if the model knows classes.
 
         Args:
-            label: int, the class, or a list of n of them, each for `batch_size` pictures; `None`
-                draws what is of no class in particular, and is all that an unconditional model
-                draws.
-            batch_size: int, pictures of each class.
+            label: int, the class, or a list of n of them, each for `batch_size` images; `None`
+                is no class in particular, the only choice of an unconditional model.
+            batch_size: int, images of each class.
             num_steps: int, steps of the sampler.
-            unconditional_guidance_scale: float, how strongly the class is followed, away from what
-                is of no class; at most 1 is off and takes half the time.
+            unconditional_guidance_scale: float, how strongly the class is followed; at most 1 is
+                off and takes half the time.
             diffusion_noise: unit noise to start from, as the network sees it: (height, width,
-                channels) for all pictures or with a leading batch axis; in place of `seed`.
-            seed: int; image i of the result is the one that `seed + i` gives alone. `None` draws
-                one at random.
-            sampler: name in `SAMPLERS`, `Sampler`, or `None` for the checkpoint's own.
-            spacing: text for `Spacing.parse`, `Spacing`, or `None` for the checkpoint's own.
-            height: int, in pixels; `None` for `img_height`.
-            width: int, in pixels; `None` for `img_width`.
-            guidance: `Guidance`, or `None` for plain classifier-free guidance.
-            callback: called with a `Step` after each step; `False` as an answer stops there and
-                gives the picture as it is.
-            verbose: 0 for silence, 1 for a progress bar.
-            noise: `"cpu"` or `"cuda"`, see `StableDiffusion.text_to_image`.
-            resume: `Step.state` of an interrupted call with the same settings.
+                channels) for all images or with a leading batch axis; in place of `seed`.
+            seed: int; image i of the result is the one that `seed + i` gives alone. `None` takes
+                a random one.
 
         Returns:
             (n * batch_size, height, width, 3) uint8.
@@ -83,37 +64,28 @@ class LabelledDiffusion(Components):
         ```
         """
         labels = self._labels(label, check_count("batch_size", batch_size))
-        settings = Settings(
-            num_steps, unconditional_guidance_scale, seed, sampler, spacing,
-            guidance, callback, verbose, noise, resume,
-        )  # fmt: skip
-        num_classes = self._architecture("diffusion_model").num_classes
-        inputs = {} if num_classes is None else {"label": labels}
-        if num_classes is None and settings.scales(len(labels)).max() > 1.0:
-            raise ValueError(
-                "An unconditional model has nothing to be guided to. Received: "
-                f"unconditional_guidance_scale={unconditional_guidance_scale!r}. Use 1."
-            )
-        streams = settings.streams(len(labels))
-        shape = self._latent_shape(height, width)
+        call = Settings(
+            num_steps=num_steps, guidance_scale=unconditional_guidance_scale, seed=seed, **settings
+        )
+        num_classes = self.architecture("diffusion_model").num_classes
+        conditions, negatives = {}, None
+        if num_classes is not None:
+            conditions = {"label": labels}
+        if call.is_guided(len(labels)):
+            if num_classes is None:
+                raise ValueError(
+                    "An unconditional model has nothing to be guided to. Received: "
+                    f"unconditional_guidance_scale={unconditional_guidance_scale!r}. Use 1."
+                )
+            negatives = {"label": np.full_like(labels, num_classes)}
+        streams = call.streams(len(labels))
+        shape = self.latent_shape(call.height, call.width)
         start = noise_start(streams, shape, diffusion_noise, seed)
-
-        def negatives():
-            return {"label": np.full_like(labels, num_classes)}
-
-        return self.decode(denoised(self, inputs, negatives, settings, streams, start))
-
-    @abc.abstractmethod
-    def decode(self, latents: Any) -> np.ndarray:
-        """Turn what the diffusion model makes into pictures, uint8 (batch, height, width, 3)."""
-
-    @abc.abstractmethod
-    def _latent_shape(self, height: int | None, width: int | None) -> tuple[int, int, int]:
-        """What the network draws of a picture, by default of one of the default size."""
+        return self.decode(self.denoise(start, conditions, negatives, call, streams))
 
     def _labels(self, label, batch_size):
-        """The label of each picture, (count,) int32; whatever it is where there are no classes."""
-        num_classes = self._architecture("diffusion_model").num_classes
+        """Return the label of each image, (count,) int32; any number where there are no classes."""
+        num_classes = self.architecture("diffusion_model").num_classes
         if label is None:
             return np.full(batch_size, num_classes or 0, np.int32)
         if num_classes is None:
@@ -144,7 +116,7 @@ class LabelledDiffusion(Components):
             )
 
 
-class LatentDiffusion(LatentComponents, LabelledDiffusion):
+class LatentDiffusion(LatentPipeline, LabelledDiffusion):
     """A diffusion model of latents, unconditional or of classes (Rombach et al. 2022).
 
     Args:
@@ -183,7 +155,7 @@ class LatentDiffusion(LatentComponents, LabelledDiffusion):
             "diffusion_model": self.diffusion_model,
         }
         size = (self.img_height, self.img_width)
-        save(path, models, self.schedule, self._source.sampling(), size, pipeline="LatentDiffusion")
+        save(path, models, self.schedule, self.default_sampling, size, pipeline="LatentDiffusion")
 
 
 class PixelDiffusion(LabelledDiffusion):
@@ -232,10 +204,11 @@ class PixelDiffusion(LabelledDiffusion):
         """
         models = {"diffusion_model": self.diffusion_model}
         size = (self.img_height, self.img_width)
-        save(path, models, self.schedule, self._source.sampling(), size, pipeline="PixelDiffusion")
+        save(path, models, self.schedule, self.default_sampling, size, pipeline="PixelDiffusion")
 
-    def _latent_shape(self, height, width):
+    def latent_shape(self, height: int | None, width: int | None) -> tuple[int, int, int]:
+        """See `Pipeline.latent_shape`."""
         height = self.img_height if height is None else height
         width = self.img_width if width is None else width
-        channels = self._architecture("diffusion_model").out_channels
+        channels = self.architecture("diffusion_model").out_channels
         return (*images.check_size(height, width, 1), channels)

@@ -1,11 +1,11 @@
-"""Whole models of any kind, by the class that draws with them."""
+"""Open a model of any kind with the class that generates with it."""
 
 from __future__ import annotations
 
 import os
 from typing import Any
 
-from kdiffusion.pipelines.base import Components
+from kdiffusion.pipelines.base import Pipeline
 from kdiffusion.pipelines.latent_diffusion import LatentDiffusion, PixelDiffusion
 from kdiffusion.pipelines.stable_diffusion import StableDiffusion
 from kdiffusion.weights.sources import Source, open_source
@@ -15,32 +15,45 @@ def open_model(
     preset: str | os.PathLike,
     img_height: int | None = None,
     img_width: int | None = None,
+    jit_compile: bool | str = "auto",
     *,
     dtype: Any = None,
-) -> Components:
-    """Make a model of the class that the preset was made for.
+    **settings: Any,
+) -> Pipeline:
+    """Open a model with the class that generates with it.
 
     Args:
-        preset: see `sources.open_source`.
+        preset: see `weights.sources.open_source`. It is looked up, and downloaded if need be, at
+            once.
         img_height: int, or `None` for the checkpoint's own.
         img_width: int, or `None` for the checkpoint's own.
+        jit_compile: `True`, `False` or `"auto"`, see `StableDiffusion`.
         dtype: Keras dtype policy, or `None` for the global one.
+        **settings: of a single file, see `StableDiffusion.from_preset`.
 
     Returns:
         A `StableDiffusion`, `LatentDiffusion` or `PixelDiffusion`.
 
     Raises:
         ValueError: If there is no such preset, folder or repository.
+
+    Example:
+
+    ```python
+    model = open_model("hf://organisation/repository")
+    ```
     """
-    model_class = class_of(open_source(preset))
-    return model_class.from_preset(preset, img_height, img_width, dtype=dtype)
+    source = open_source(preset, **settings)
+    model = class_of(source).from_source(source, img_height, img_width, jit_compile, dtype=dtype)
+    model.preset = preset
+    return model
 
 
-def class_of(source: Source) -> type[Components]:
-    """The class that draws with a source's parts.
+def class_of(source: Source) -> type[Pipeline]:
+    """Return the class that generates with a source's parts.
 
     Args:
-        source: see `sources.open_source`.
+        source: see `weights.sources.open_source`.
     """
     if source.architecture("diffusion_model").context_width is not None:
         return StableDiffusion

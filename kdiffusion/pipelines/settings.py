@@ -1,12 +1,15 @@
-"""How to draw, as the user says it: checked, and made into one value for each image of a batch."""
+"""The settings of a call, checked, and as one value for each image of a batch."""
 
 from __future__ import annotations
 
+import functools
+import inspect
 import math
 import secrets
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass, fields
+from typing import Any, ParamSpec, TypedDict, TypeVar, get_type_hints
 
 import keras
 import numpy as np
@@ -20,14 +23,52 @@ from kdiffusion.sampling.spacing import Spacing
 from kdiffusion.sampling.table import Table
 
 
-class Settings(NamedTuple):
-    """The settings that all drawing methods share; see `StableDiffusion.text_to_image`."""
+class DrawSettings(TypedDict, total=False):
+    """The keyword settings that all generating methods share.
+
+    A new setting is a row here, which says its type and what it does, and a field of `Settings`,
+    which says its default.
+
+    Args:
+        sampler: name in `SAMPLERS`, `Sampler`, or `None` for the checkpoint's own; a list has one
+            for each image.
+        spacing: `"leading"`, `"trailing"`, `"linspace"`, `"karras"`, `"exponential"`, `"beta"`, or
+            a pair such as `"leading+karras"`; `None` for the checkpoint's own.
+        height: int, in pixels, a multiple of the model's downsampling factor (8 for Stable
+            Diffusion); `None` for that of the given image if there is one, else `img_height`.
+        width: int, in pixels, likewise.
+        guidance: `Guidance`, or `None` for plain classifier-free guidance.
+        callback: function called with a `Step` after each step; if it returns `False`, sampling
+            stops there and the current estimate is decoded.
+        verbose: int, 0 for silence, 1 for a progress bar.
+        noise: `"cpu"`, the noise that PyTorch draws on a CPU (diffusers, ComfyUI), or `"cuda"`,
+            that which it draws on a GPU (AUTOMATIC1111).
+        resume: `Step.state` of an interrupted call with the same settings; the result equals that
+            of the uninterrupted call.
+    """
+
+    sampler: str | Sampler | Sequence[str | Sampler] | None
+    spacing: str | Spacing | None
+    height: int | None
+    width: int | None
+    guidance: Guidance | None
+    callback: Callable[[Step], Any] | None
+    verbose: int
+    noise: str
+    resume: State | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """The settings of a call; see `DrawSettings` and `StableDiffusion.text_to_image`."""
 
     num_steps: int | Sequence[int] = 50
     guidance_scale: float | Sequence[float] = 7.5
     seed: int | Sequence[int] | None = None
     sampler: str | Sampler | Sequence[str | Sampler] | None = None
     spacing: str | Spacing | None = None
+    height: int | None = None
+    width: int | None = None
     guidance: Guidance | None = None
     callback: Callable[[Step], Any] | None = None
     verbose: int = 1
@@ -41,7 +82,7 @@ class Settings(NamedTuple):
         defaults: tuple[str, Spacing],
         strength: float = 1.0,
     ) -> list[Table]:
-        """The table of each image.
+        """Make the sampler table of each image.
 
         Args:
             count: int, images of the batch.
@@ -58,7 +99,7 @@ class Settings(NamedTuple):
         return [made[key] for key in keys]
 
     def scales(self, count: int) -> np.ndarray:
-        """The guidance scale of each image, (count,) float64."""
+        """Return the guidance scale of each image, (count,) float64."""
         scales = self._each("guidance_scale", count)
         if not all(_is_number(scale) and math.isfinite(scale) for scale in scales):
             raise ValueError(
@@ -68,8 +109,12 @@ class Settings(NamedTuple):
             )
         return np.array(scales, np.float64)
 
+    def is_guided(self, count: int) -> bool:
+        """Tell if any image of the batch is guided; a scale of at most 1 is off."""
+        return bool(self.scales(count).max() > 1.0)
+
     def streams(self, count: int) -> list[NoiseStream]:
-        """The noise stream of each image: `seed + i` for image i, or its own of a list."""
+        """Return the noise stream of each image: that of `seed + i`, or of its own seed."""
         seed = secrets.randbelow(2**32) if self.seed is None else self.seed
         if isinstance(seed, (list, tuple, np.ndarray)):
             seeds = one_each("seed", seed, count)
@@ -82,7 +127,7 @@ class Settings(NamedTuple):
         return [noise_stream(seed, self.noise) for seed in seeds]
 
     def watcher(self) -> Callable[[Step], Any] | None:
-        """One function for the progress bar and the callback, or `None` if nobody watches."""
+        """Return one function for the progress bar and the callback; `None` without both."""
         if not self.verbose:
             return self.callback
         bar: list[Any] = []
@@ -102,13 +147,60 @@ class Settings(NamedTuple):
         return [value] * count
 
 
+Parameters = ParamSpec("Parameters")
+Result = TypeVar("Result")
+
+
+def shares_settings(method: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
+    """Show each of `DrawSettings` in the signature and the docstring of a method.
+
+    Defaults are those of `Settings`. So `help`, notebooks and editors list what the method takes
+    as `**settings: Unpack[DrawSettings]`, and a wrong name is refused with the known ones.
+
+    Args:
+        method: method whose last parameter is `**settings`, with a Google-style docstring.
+
+    Returns:
+        The method.
+    """
+    hints, defaults = get_type_hints(DrawSettings), {f.name: f.default for f in fields(Settings)}
+    own = inspect.signature(method)
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    shared = [
+        inspect.Parameter(name, keyword, default=defaults[name], annotation=hint)
+        for name, hint in hints.items()
+    ]
+    signature = own.replace(parameters=[*list(own.parameters.values())[:-1], *shared])
+
+    @functools.wraps(method)
+    def checked(*arguments: Parameters.args, **keywords: Parameters.kwargs) -> Result:
+        for name in keywords:
+            if name not in signature.parameters:
+                raise TypeError(
+                    f"{method.__name__}() has no setting {name!r}. It takes: "
+                    f"{', '.join(list(signature.parameters)[1:])}."
+                )
+        return method(*arguments, **keywords)
+
+    vars(checked)["__signature__"] = signature
+    checked.__doc__ = _with_shared_arguments(method.__doc__ or "")
+    return checked
+
+
+def _with_shared_arguments(doc: str) -> str:
+    """Put the Args of `DrawSettings` behind a docstring's own."""
+    shared = inspect.cleandoc(DrawSettings.__doc__ or "").partition("Args:\n")[2]
+    indented = "".join(f"        {line}\n" for line in shared.rstrip().splitlines())
+    return doc.replace("\n\n        Returns:", f"\n{indented}\n        Returns:", 1)
+
+
 def resolve_sampling(
     sampler: str | Sampler | None, spacing: str | Spacing | None, defaults: tuple[str, Spacing]
 ) -> tuple[Sampler, Spacing]:
-    """The sampler and the spacing that draw where the user has chosen both, one or none.
+    """Return the sampler and the spacing to use, the checkpoint's where none is chosen.
 
-    A checkpoint's sampler that is not available is warned of, and replaced by ddim. A checkpoint's
-    sigma spacing is left out for a sampler that takes none; a chosen one is not.
+    A checkpoint's sampler that is not available is replaced by ddim, with a warning. A
+    checkpoint's sigma spacing is left out for a sampler that takes none; a chosen one is not.
 
     Args:
         sampler: name in `SAMPLERS`, `Sampler`, or `None` for the checkpoint's own.
@@ -143,7 +235,7 @@ def resolve_sampling(
 
 
 def one_each(name: str, values: Sequence | np.ndarray, count: int) -> list:
-    """The values as a list, if there is one for each of `count` images.
+    """Return the values as a list, if there is one for each of `count` images.
 
     Raises:
         ValueError: If there are more or fewer, or it is no list.
@@ -162,7 +254,7 @@ def one_each(name: str, values: Sequence | np.ndarray, count: int) -> list:
 
 
 def check_count(name: str, value: Any) -> int:
-    """Refuse what is no positive whole number.
+    """Return a positive whole number as an int.
 
     Raises:
         ValueError: If it is none.

@@ -3,31 +3,34 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any, Unpack
 
 import numpy as np
 
 from kdiffusion import images
 from kdiffusion.models.architectures import DiffusionArchitecture
-from kdiffusion.pipelines.base import TextComponents
-from kdiffusion.pipelines.drawing import denoised
-from kdiffusion.pipelines.settings import Settings, check_count, one_each
+from kdiffusion.pipelines.settings import (
+    DrawSettings,
+    Settings,
+    check_count,
+    one_each,
+    shares_settings,
+)
 from kdiffusion.pipelines.starts import (
     Start,
-    conditioning_of,
+    conditioning,
     image_start,
     inpainting_start,
     noise_start,
 )
-from kdiffusion.sampling.guidance import Guidance
-from kdiffusion.sampling.run import State, Step
-from kdiffusion.sampling.samplers import Sampler
-from kdiffusion.sampling.spacing import Spacing
+from kdiffusion.pipelines.text import TextPipeline
+from kdiffusion.sampling.noise import NoiseStream
 from kdiffusion.weights.variables import save
 
 
-class StableDiffusion(TextComponents):
+class StableDiffusion(TextPipeline):
     """Stable Diffusion 1.x and 2.x, from the public checkpoints.
 
     Nothing is read or downloaded before it is needed. All settings of a picture are data: after
@@ -70,6 +73,7 @@ class StableDiffusion(TextComponents):
     ):
         super().__init__(img_height, img_width, jit_compile, preset=preset, dtype=dtype)
 
+    @shares_settings
     def text_to_image(
         self,
         prompt: str | Sequence[str],
@@ -78,18 +82,9 @@ class StableDiffusion(TextComponents):
         num_steps: int | Sequence[int] = 50,
         unconditional_guidance_scale: float | Sequence[float] = 7.5,
         seed: int | Sequence[int] | None = None,
-        *,
-        sampler: str | Sampler | Sequence[str | Sampler] | None = None,
-        spacing: str | Spacing | None = None,
-        height: int | None = None,
-        width: int | None = None,
-        guidance: Guidance | None = None,
-        callback: Callable[[Step], Any] | None = None,
-        verbose: int = 1,
-        noise: str = "cpu",
-        resume: State | None = None,
+        **settings: Unpack[DrawSettings],
     ) -> np.ndarray:
-        """Draw pictures of a text.
+        """Generate images from a text.
 
         Prompts, negative prompts, seeds, steps, samplers and scales may be lists: n prompts make
         n * batch_size images, those of the first prompt first; every other list has one value for
@@ -98,25 +93,12 @@ class StableDiffusion(TextComponents):
         Args:
             prompt: str, or a list of n texts.
             negative_prompt: what to move away from; str, a list, or `None`.
-            batch_size: int, pictures of each prompt.
+            batch_size: int, images of each prompt.
             num_steps: int, steps of the sampler.
             unconditional_guidance_scale: float, how strongly the text is followed; at most 1 is
                 off and takes half the time.
-            seed: int; image i of the result is the one that `seed + i` gives alone. `None` draws
-                one at random.
-            sampler: name in `SAMPLERS`, `Sampler`, or `None` for the checkpoint's own.
-            spacing: `"leading"`, `"trailing"`, `"linspace"`, `"karras"`, `"exponential"`,
-                `"beta"`, or a pair such as `"leading+karras"`; `None` for the checkpoint's own.
-            height: int, in pixels, a multiple of 8; `None` for `img_height`.
-            width: int, in pixels, a multiple of 8; `None` for `img_width`.
-            guidance: `Guidance`, or `None` for plain classifier-free guidance.
-            callback: called with a `Step` after each step; `False` as an answer stops there and
-                decodes the picture as it is.
-            verbose: 0 for silence, 1 for a progress bar.
-            noise: `"cpu"`, the noise that PyTorch draws on a CPU (diffusers, ComfyUI), or
-                `"cuda"`, that which it draws on a GPU (AUTOMATIC1111).
-            resume: `Step.state` of an interrupted call with the same settings; the result is the
-                one that the uninterrupted call would have given.
+            seed: int; image i of the result is the one that `seed + i` gives alone. `None` takes
+                a random one.
 
         Returns:
             (n * batch_size, height, width, 3) uint8.
@@ -130,15 +112,15 @@ class StableDiffusion(TextComponents):
         images = model.text_to_image("a lighthouse", num_steps=20, sampler="dpmpp_2m", seed=42)
         ```
         """
-        context, negative = self._contexts(prompt, negative_prompt, batch_size)
-        settings = Settings(
-            num_steps, unconditional_guidance_scale, seed, sampler, spacing,
-            guidance, callback, verbose, noise, resume,
-        )  # fmt: skip
-        streams = settings.streams(len(context))
-        start = noise_start(streams, self._latent_shape(height, width))
-        return self._draw(context, negative, settings, streams, start)
+        call = Settings(
+            num_steps=num_steps, guidance_scale=unconditional_guidance_scale, seed=seed, **settings
+        )
+        texts = Texts.of_prompts(prompt, negative_prompt, batch_size)
+        streams = call.streams(texts.count)
+        start = noise_start(streams, self.latent_shape(call.height, call.width))
+        return self._generate(texts, start, call, streams)
 
+    @shares_settings
     def image_to_image(
         self,
         image: Any,
@@ -149,18 +131,9 @@ class StableDiffusion(TextComponents):
         num_steps: int | Sequence[int] = 50,
         unconditional_guidance_scale: float | Sequence[float] = 7.5,
         seed: int | Sequence[int] | None = None,
-        *,
-        sampler: str | Sampler | Sequence[str | Sampler] | None = None,
-        spacing: str | Spacing | None = None,
-        height: int | None = None,
-        width: int | None = None,
-        guidance: Guidance | None = None,
-        callback: Callable[[Step], Any] | None = None,
-        verbose: int = 1,
-        noise: str = "cpu",
-        resume: State | None = None,
+        **settings: Unpack[DrawSettings],
     ) -> np.ndarray:
-        """Draw pictures of a text that start from a given picture.
+        """Generate images from a text that start from a given image.
 
         Args:
             image: a PIL image, the path of a file, an array, or a list of one for each image of
@@ -168,16 +141,14 @@ class StableDiffusion(TextComponents):
             prompt: str, or a list of n texts.
             strength: float in (0, 1], the share of the noise range that is run: 0.3 changes
                 little, 0.8 much.
-            height: int, in pixels, a multiple of 8; `None` for the picture's own, rounded down.
-            width: int, in pixels, a multiple of 8; `None` for the picture's own, rounded down.
-            negative_prompt, batch_size, num_steps, unconditional_guidance_scale, seed, sampler,
-                spacing, guidance, callback, verbose, noise, resume: see `text_to_image`.
+            negative_prompt, batch_size, num_steps, unconditional_guidance_scale, seed: see
+                `text_to_image`.
 
         Returns:
             (n * batch_size, height, width, 3) uint8.
 
         Raises:
-            ValueError: For a setting out of range, a picture that cannot be read, or if the
+            ValueError: For a setting out of range, an image that cannot be read, or if the
                 result is not finite.
 
         Example:
@@ -186,16 +157,15 @@ class StableDiffusion(TextComponents):
         model.image_to_image("sketch.png", "an oil painting of a harbour", strength=0.6)
         ```
         """
-        context, negative = self._contexts(prompt, negative_prompt, batch_size)
-        settings = Settings(
-            num_steps, unconditional_guidance_scale, seed, sampler, spacing,
-            guidance, callback, verbose, noise, resume,
-        )  # fmt: skip
-        streams = settings.streams(len(context))
-        pictures = self._pictures(image, height, width, len(context))
-        start = image_start(self, pictures, strength, streams)
-        return self._draw(context, negative, settings, streams, start)
+        call = Settings(
+            num_steps=num_steps, guidance_scale=unconditional_guidance_scale, seed=seed, **settings
+        )
+        texts = Texts.of_prompts(prompt, negative_prompt, batch_size)
+        streams = call.streams(texts.count)
+        known = self.encode_pictures(self._pictures(image, call, texts.count))
+        return self._generate(texts, image_start(known, strength, streams), call, streams)
 
+    @shares_settings
     def inpaint(
         self,
         image: Any,
@@ -207,38 +177,27 @@ class StableDiffusion(TextComponents):
         num_steps: int | Sequence[int] = 50,
         unconditional_guidance_scale: float | Sequence[float] = 7.5,
         seed: int | Sequence[int] | None = None,
-        *,
-        sampler: str | Sampler | Sequence[str | Sampler] | None = None,
-        spacing: str | Spacing | None = None,
-        height: int | None = None,
-        width: int | None = None,
-        guidance: Guidance | None = None,
-        callback: Callable[[Step], Any] | None = None,
-        verbose: int = 1,
-        noise: str = "cpu",
-        resume: State | None = None,
+        **settings: Unpack[DrawSettings],
     ) -> np.ndarray:
-        """Repaint a part of a picture.
+        """Repaint a part of an image.
 
-        An inpainting checkpoint is told the mask and what is around it; any other is kept to the
-        picture outside the mask after each step.
+        An inpainting checkpoint is conditioned on the mask and the image around it. With any other
+        the latents outside the mask are set back to the image's after each step.
 
         Args:
             image: a PIL image, the path of a file, an array, or a list of one for each image of
                 the result, see `images.to_model`.
-            mask: likewise, 1 or white where the picture is repainted, see `images.to_mask`.
+            mask: likewise, 1 or white where the image is repainted, see `images.to_mask`.
             prompt: str, or a list of n texts.
             strength: float in (0, 1]; 1 forgets what was under the mask.
-            height: int, in pixels, a multiple of 8; `None` for the picture's own, rounded down.
-            width: int, in pixels, a multiple of 8; `None` for the picture's own, rounded down.
-            negative_prompt, batch_size, num_steps, unconditional_guidance_scale, seed, sampler,
-                spacing, guidance, callback, verbose, noise, resume: see `text_to_image`.
+            negative_prompt, batch_size, num_steps, unconditional_guidance_scale, seed: see
+                `text_to_image`.
 
         Returns:
             (n * batch_size, height, width, 3) uint8.
 
         Raises:
-            ValueError: For a setting out of range, a picture that cannot be read, or if the
+            ValueError: For a setting out of range, an image that cannot be read, or if the
                 result is not finite.
 
         Example:
@@ -248,18 +207,24 @@ class StableDiffusion(TextComponents):
         model.inpaint(image, mask, "a portrait in a garden")
         ```
         """
-        context, negative = self._contexts(prompt, negative_prompt, batch_size)
-        settings = Settings(
-            num_steps, unconditional_guidance_scale, seed, sampler, spacing,
-            guidance, callback, verbose, noise, resume,
-        )  # fmt: skip
-        streams = settings.streams(len(context))
-        pictures = self._pictures(image, height, width, len(context))
-        rows, columns = pictures.shape[1:3]
-        masks = images.to_mask(mask, rows, columns, len(context))
-        start = inpainting_start(self, pictures, masks, strength, streams)
-        return self._draw(context, negative, settings, streams, start)
+        call = Settings(
+            num_steps=num_steps, guidance_scale=unconditional_guidance_scale, seed=seed, **settings
+        )
+        texts = Texts.of_prompts(prompt, negative_prompt, batch_size)
+        streams = call.streams(texts.count)
+        pictures = self._pictures(image, call, texts.count)
+        height, width = pictures.shape[1:3]
+        masks = images.to_mask(mask, height, width, texts.count)
+        known = masked = None
+        if not self._is_conditioned or strength < 1.0:
+            known = self.encode_pictures(pictures)
+        if self._is_conditioned:
+            masked = self.encode_pictures(images.masked_image(pictures, masks))
+        mask = images.latent_mask(masks, self.architecture("image_decoder").downsampling)
+        start = inpainting_start(known, masked, mask, strength, streams)
+        return self._generate(texts, start, call, streams)
 
+    @shares_settings
     def generate_image(
         self,
         encoded_text: Any,
@@ -269,18 +234,9 @@ class StableDiffusion(TextComponents):
         unconditional_guidance_scale: float | Sequence[float] = 7.5,
         diffusion_noise: Any = None,
         seed: int | Sequence[int] | None = None,
-        *,
-        sampler: str | Sampler | Sequence[str | Sampler] | None = None,
-        spacing: str | Spacing | None = None,
-        height: int | None = None,
-        width: int | None = None,
-        guidance: Guidance | None = None,
-        callback: Callable[[Step], Any] | None = None,
-        verbose: int = 1,
-        noise: str = "cpu",
-        resume: State | None = None,
+        **settings: Unpack[DrawSettings],
     ) -> np.ndarray:
-        """Draw pictures of encoded text, for example of a mixture of two prompts.
+        """Generate images from encoded text, for example from a mixture of two prompts.
 
         Args:
             encoded_text: (tokens, width) or (1, tokens, width), repeated `batch_size` times; or
@@ -289,8 +245,7 @@ class StableDiffusion(TextComponents):
             batch_size: int, how many images; 1 also stands for as many as there are texts.
             diffusion_noise: unit noise to start from, (height / 8, width / 8, 4) for all images
                 or with a leading batch axis; in place of `seed`.
-            num_steps, unconditional_guidance_scale, seed, sampler, spacing, height, width,
-                guidance, callback, verbose, noise, resume: see `text_to_image`.
+            num_steps, unconditional_guidance_scale, seed: see `text_to_image`.
 
         Returns:
             (images, height, width, 3) uint8.
@@ -307,14 +262,14 @@ class StableDiffusion(TextComponents):
         ```
         """
         context = self._check_context(encoded_text, check_count("batch_size", batch_size))
-        settings = Settings(
-            num_steps, unconditional_guidance_scale, seed, sampler, spacing,
-            guidance, callback, verbose, noise, resume,
-        )  # fmt: skip
-        streams = settings.streams(len(context))
-        shape = self._latent_shape(height, width)
+        call = Settings(
+            num_steps=num_steps, guidance_scale=unconditional_guidance_scale, seed=seed, **settings
+        )
+        texts = Texts.of_context(context, negative_prompt)
+        streams = call.streams(texts.count)
+        shape = self.latent_shape(call.height, call.width)
         start = noise_start(streams, shape, diffusion_noise, seed)
-        return self._draw(context, negative_prompt, settings, streams, start)
+        return self._generate(texts, start, call, streams)
 
     def save(self, path: str | os.PathLike) -> None:
         """Write all parts as a folder in diffusers' layout.
@@ -337,7 +292,7 @@ class StableDiffusion(TextComponents):
             path,
             models,
             self.schedule,
-            self._source.sampling(),
+            self.default_sampling,
             (self.img_height, self.img_width),
             self.tokenizer,
             pipeline="StableDiffusionInpaintPipeline" if inpaints else "StableDiffusionPipeline",
@@ -352,36 +307,41 @@ class StableDiffusion(TextComponents):
                 f"num_classes={architecture.num_classes}. Use LatentDiffusion or PixelDiffusion."
             )
 
-    def _draw(self, context, negative, settings, streams, start: Start):
-        """What all drawing methods share; one context and noise stream for each image."""
+    @property
+    def _is_conditioned(self):
+        """Tell if this is an inpainting network, whose input has further channels."""
+        architecture = self.architecture("diffusion_model")
+        return architecture.in_channels > architecture.out_channels
 
-        def negatives():
-            return {"context": self._encode_negative(negative, len(context))}
+    def _generate(
+        self, texts: Texts, start: Start, settings: Settings, streams: Sequence[NoiseStream]
+    ) -> np.ndarray:
+        """Encode the texts, denoise and decode."""
+        downsampling = self.architecture("image_decoder").downsampling
+        height, width = (downsampling * side for side in start.noise.shape[1:3])
+        conditions = texts.context or self.conditions(texts.prompts, (height, width))
+        negatives = None
+        if settings.is_guided(texts.count):
+            negatives = self.negative_conditions(texts.negatives, (height, width))
+            negatives = _repeated(negatives, texts.count)
+        if self._is_conditioned and start.conditioning is None:
+            start = start._replace(conditioning=self._all_repainted(start))
+        conditions = _repeated(conditions, texts.count)
+        return self.decode(self.denoise(start, conditions, negatives, settings, streams))
 
-        start = start._replace(conditioning=conditioning_of(self, start))
-        latents = denoised(self, {"context": context}, negatives, settings, streams, start)
-        return self.decode(latents)
-
-    def _contexts(self, prompt, negative_prompt, batch_size):
-        """The context and the negative prompt of each image, prompt-major."""
-        batch_size = check_count("batch_size", batch_size)
-        context = self.encode_text(prompt)
-        count = len(context) * batch_size
-        if isinstance(negative_prompt, (list, tuple)):
-            negative_prompt = one_each("negative_prompt", negative_prompt, len(context))
-            negative_prompt = [text for text in negative_prompt for _ in range(batch_size)]
-        return np.repeat(context, batch_size, axis=0)[:count], negative_prompt
-
-    def _encode_negative(self, negative, count):
-        if negative is None or isinstance(negative, str):
-            return np.repeat(self.encode_text(negative or ""), count, axis=0)
-        return self.encode_text(one_each("negative_prompt", negative, count))
+    def _all_repainted(self, start):
+        """Return the conditioning of an inpainting network for an image without a mask."""
+        count, height, width, _ = start.noise.shape
+        downsampling = self.architecture("image_decoder").downsampling
+        grey = np.zeros((1, downsampling * height, downsampling * width, 3), np.float32)
+        mask = np.ones((1, height, width, 1), np.float32)
+        return np.repeat(conditioning(mask, self.encode_pictures(grey).mean), count, axis=0)
 
     def _check_context(self, encoded_text, batch_size):
         context = np.asarray(encoded_text, np.float32)
         if context.ndim == 2:
             context = context[None]
-        width = self._architecture("diffusion_model").context_width
+        width = self.architecture("diffusion_model").context_width
         fits = context.ndim == 3 and context.shape[-1] == width
         if not fits or (len(context) != 1 and batch_size not in (1, len(context))):
             raise ValueError(
@@ -391,9 +351,62 @@ class StableDiffusion(TextComponents):
             )
         return np.repeat(context, batch_size, axis=0) if len(context) == 1 else context
 
-    def _pictures(self, image, height, width, count):
-        multiple = self.decoder.architecture.downsampling
-        pictures = images.to_model(image, height, width, multiple)
+    def _pictures(self, image, settings, count):
+        """Read the image that each of a batch starts from, (count, height, width, 3)."""
+        multiple = self.architecture("image_decoder").downsampling
+        pictures = images.to_model(image, settings.height, settings.width, multiple)
         if len(pictures) == 1:
             return np.repeat(pictures, count, axis=0)
         return np.stack(one_each("image", pictures, count))
+
+
+@dataclass(frozen=True)
+class Texts:
+    """The texts of a call.
+
+    Args:
+        count: int, images.
+        prompts: list of n texts, each for count / n images in a row.
+        negatives: list of one or n texts, likewise; `None` where the user gave none.
+        context: encoded texts in place of prompts, or `None`.
+    """
+
+    count: int
+    prompts: Sequence[str]
+    negatives: Sequence[str | None]
+    context: dict[str, np.ndarray] | None = None
+
+    @classmethod
+    def of_prompts(cls, prompt, negative_prompt, batch_size):
+        """Return the texts of n * batch_size images."""
+        prompts = [prompt] if isinstance(prompt, str) else _strings("prompt", prompt)
+        if not prompts:
+            raise ValueError("`prompt` must be a text or a list of texts. Received: an empty list")
+        count = len(prompts) * check_count("batch_size", batch_size)
+        return cls(count, prompts, cls._negatives(negative_prompt, len(prompts)))
+
+    @classmethod
+    def of_context(cls, context, negative_prompt):
+        """Return the texts of images of which each has an encoded text."""
+        negatives = cls._negatives(negative_prompt, len(context))
+        return cls(len(context), [], negatives, {"context": context})
+
+    @staticmethod
+    def _negatives(negative_prompt, count):
+        if negative_prompt is None or isinstance(negative_prompt, str):
+            return [negative_prompt]
+        return _strings("negative_prompt", one_each("negative_prompt", negative_prompt, count))
+
+
+def _strings(name, texts):
+    """Return a list of texts, if it is one."""
+    if not isinstance(texts, Collection) or not all(isinstance(text, str) for text in texts):
+        raise ValueError(
+            f"`{name}` must be a list of strings, or a single one. Received: {texts!r:.200}"
+        )
+    return list(texts)
+
+
+def _repeated(conditions, count):
+    """Repeat each row of some conditions until there is one for each image."""
+    return {name: np.repeat(rows, count // len(rows), axis=0) for name, rows in conditions.items()}

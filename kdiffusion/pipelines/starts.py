@@ -1,4 +1,8 @@
-"""Where a run starts: from noise, from a picture, or from a picture with a mask."""
+"""Starts of a run: noise, an image's latents, or an image's latents with a mask.
+
+Pure functions of latents, masks and noise streams. The order in which they read the streams is
+diffusers', so that a seed gives the same image.
+"""
 
 from __future__ import annotations
 
@@ -7,22 +11,37 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from kdiffusion import images
-from kdiffusion.pipelines.base import LatentComponents
 from kdiffusion.sampling.noise import NoiseStream
 from kdiffusion.sampling.table import Table
 
 
+class Posterior(NamedTuple):
+    """The autoencoder's normal distribution of the latents of images (Kingma & Welling 2014).
+
+    Args:
+        mean: (batch, height, width, channels) float32.
+        deviation: likewise, the standard deviation.
+    """
+
+    mean: np.ndarray
+    deviation: np.ndarray
+
+    def sample(self, streams: Sequence[NoiseStream]) -> np.ndarray:
+        """Draw the latents of each image with its stream."""
+        return self.mean + self.deviation * unit_noise(streams, self.mean.shape[1:])
+
+
 class Start(NamedTuple):
-    """What a run starts from, for a batch of images.
+    """The start of a run, for a batch of images.
 
     Args:
         noise: (batch, height, width, channels) float32, unit normal.
-        known: latents of a picture, like `noise`, or `None`.
+        known: latents of an image, like `noise`, or `None`.
         strength: float in (0, 1], share of the noise range that is run.
-        mask: (batch, height, width, 1) float32, 1 where the latents are drawn, 0 where they are
-            to stay as `known`; or `None`.
-        conditioning: further channels of the network's input, or `None`.
+        mask: (batch, height, width, 1) float32, 1 where latents are generated, 0 where they stay
+            as `known`; or `None`.
+        conditioning: (batch, height, width, n) float32, further channels of the network's input,
+            or `None`.
     """
 
     noise: np.ndarray
@@ -32,9 +51,9 @@ class Start(NamedTuple):
     conditioning: np.ndarray | None = None
 
     def latents(self, tables: Sequence[Table]) -> np.ndarray:
-        """x at the first row of each image's table.
+        """Return x at the first row of each image's table.
 
-        A mask at full strength forgets the picture, as in diffusers; image_to_image at full
+        A mask at full strength forgets the image, as in diffusers; image_to_image at full
         strength still starts from what little of it the first level holds.
         """
         if self.known is None or (self.mask is not None and self.strength == 1.0):
@@ -44,15 +63,18 @@ class Start(NamedTuple):
         return a * self.known + s * self.noise
 
     @property
-    def constraint(self) -> dict[str, np.ndarray]:
-        """The inputs of `generation.denoise` that keep what is known."""
-        if self.mask is None or self.known is None:
-            return {}
-        return {"mask": self.mask, "known": self.known, "known_noise": self.noise}
+    def inputs(self) -> dict[str, np.ndarray]:
+        """The inputs of `sampling.run.denoise` that keep known latents and condition on them."""
+        inputs = {}
+        if self.mask is not None and self.known is not None:
+            inputs = {"mask": self.mask, "known": self.known, "known_noise": self.noise}
+        if self.conditioning is not None:
+            inputs["conditioning"] = self.conditioning
+        return inputs
 
 
 def unit_noise(streams: Sequence[NoiseStream], shape: tuple[int, int, int]) -> np.ndarray:
-    """The start noise of each stream, (batch, height, width, channels)."""
+    """Draw the start noise from each stream, (batch, height, width, channels)."""
     return np.stack([stream.draw(*shape) for stream in streams])
 
 
@@ -62,11 +84,11 @@ def noise_start(
     diffusion_noise: Any = None,
     seed: Any = None,
 ) -> Start:
-    """Where drawing from noise alone starts.
+    """Start from noise alone.
 
     Args:
         streams: a noise stream for each image.
-        shape: (height, width, channels).
+        shape: (height, width, channels) of the latents.
         diffusion_noise: the user's own noise for all images or for each, in place of the streams'.
         seed: the user's seed, which must be `None` where there is such noise.
 
@@ -88,76 +110,59 @@ def noise_start(
     return Start(np.broadcast_to(noise, batch))
 
 
-def image_start(
-    components: LatentComponents,
-    pictures: np.ndarray,
-    strength: float,
-    streams: Sequence[NoiseStream],
-) -> Start:
-    """A start from pictures: a sample of their latents is drawn first, then the start noise.
+def image_start(known: Posterior, strength: float, streams: Sequence[NoiseStream]) -> Start:
+    """Start from images: their latents are sampled first, then the start noise.
 
     Args:
-        components: the model.
-        pictures: (batch, height, width, 3) float32 in [-1, 1].
+        known: `Posterior` of the images.
         strength: float in (0, 1].
-        streams: one for each picture.
+        streams: a noise stream for each image.
     """
-    known = components._encode_pictures(pictures, streams)
-    return Start(unit_noise(streams, known.shape[1:]), known, strength)
+    latents = known.sample(streams)
+    return Start(unit_noise(streams, latents.shape[1:]), latents, strength)
 
 
 def inpainting_start(
-    components: LatentComponents,
-    pictures: np.ndarray,
-    masks: np.ndarray,
+    known: Posterior | None,
+    masked: Posterior | None,
+    mask: np.ndarray,
     strength: float,
     streams: Sequence[NoiseStream],
 ) -> Start:
-    """A start for repainting; draws in the order of diffusers' inpainting pipeline.
+    """Start to repaint; the streams are read in the order of diffusers' inpainting pipeline.
 
-    An inpainting network is conditioned on mask and masked picture; for any other the latents
-    outside the mask are kept.
+    An inpainting network is conditioned on the mask and the masked image; for any other the
+    latents outside the mask are kept.
 
     Args:
-        components: the model.
-        pictures: (batch, height, width, 3) float32 in [-1, 1].
-        masks: (batch, height, width, 1) float32, 1 where to repaint.
+        known: `Posterior` of the images; `None` if nothing of them is kept.
+        masked: `Posterior` of the images without what is masked, for an inpainting network; else
+            `None`.
+        mask: (batch, height, width, 1) float32, of the latents, 1 where to repaint.
         strength: float in (0, 1].
-        streams: one for each picture.
+        streams: a noise stream for each image.
     """
-    conditioned = _is_inpainting(components)
-    codec = components.decoder.architecture
-    known = None
-    if not conditioned or strength < 1.0:
-        known = components._encode_pictures(pictures, streams)
-    height, width = (side // codec.downsampling for side in pictures.shape[1:3])
-    noise = unit_noise(streams, (height, width, codec.latent_channels))
-    masked = components._encode_pictures(images.masked_image(pictures, masks), streams)
-    mask = images.latent_mask(masks, codec.downsampling)
-    if conditioned:
-        conditioning = np.concatenate([mask, masked], axis=-1)
-        return Start(noise, known, strength, conditioning=conditioning)
-    return Start(noise, known, strength, mask)
+    seen = [posterior for posterior in (known, masked) if posterior is not None]
+    latents = None if known is None else known.sample(streams)
+    noise = unit_noise(streams, seen[0].mean.shape[1:])
+    if masked is None:
+        # diffusers samples the masked image's latents for every network.
+        unit_noise(streams, noise.shape[1:])
+        return Start(noise, latents, strength, mask)
+    return Start(noise, latents, strength, conditioning=conditioning(mask, masked.sample(streams)))
 
 
-def conditioning_of(components: LatentComponents, start: Start) -> np.ndarray | None:
-    """What an inpainting network is told: mask and masked latents, (batch, height, width, 5).
+def conditioning(mask: np.ndarray, masked: np.ndarray) -> np.ndarray:
+    """Join the further channels of an inpainting network's input.
 
-    Without a mask everything is to be painted. `None` for any other network.
+    Args:
+        mask: (batch, height, width, 1) float32, 1 where to repaint.
+        masked: (batch, height, width, channels) float32, latents of the masked image.
+
+    Returns:
+        (batch, height, width, 1 + channels) float32.
     """
-    if not _is_inpainting(components) or start.conditioning is not None:
-        return start.conditioning
-    count, height, width, _ = start.noise.shape
-    downsampling = components.decoder.architecture.downsampling
-    grey = np.zeros((1, height * downsampling, width * downsampling, 3), np.float32)
-    mask = np.ones((1, height, width, 1), np.float32)
-    everything = np.concatenate([mask, components._encode_pictures(grey, None)], axis=-1)
-    return np.repeat(everything, count, axis=0)
-
-
-def _is_inpainting(components):
-    architecture = components._architecture("diffusion_model")
-    return architecture.in_channels > architecture.out_channels
+    return np.concatenate([mask, masked], axis=-1)
 
 
 def _per_image(values):

@@ -1,4 +1,4 @@
-"""What all generating models share: noise and tables in, latents out, one row at a time or many."""
+"""Run sampler tables with a network: noise and tables in, latents out."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import keras
 import numpy as np
 from keras import ops
 
-from kdiffusion import images
 from kdiffusion.runtime import backend, graph_files, plain_graph, programs
 from kdiffusion.sampling import loop
 from kdiffusion.sampling.guidance import Guidance, classifier_free
@@ -30,30 +29,32 @@ class State(NamedTuple):
 
 
 class Step(NamedTuple):
-    """What a callback is told after each step of a sampler.
+    """The state after a step of a sampler, for a callback.
 
     Args:
         step: int, how many steps are done, from 1.
         num_steps: int, how many there will be.
         denoised: (batch, height, width, channels) float32, the current estimate of the latents.
-        state: `State`, to be given back as `resume`.
+        state: `State`, to continue with as `resume`.
+        estimate: function of latents that returns small images, see `Pipeline.preview`.
     """
 
     step: int
     num_steps: int
     denoised: np.ndarray
     state: State
+    estimate: Callable[[np.ndarray], np.ndarray] | None = None
 
     @property
     def preview(self) -> np.ndarray:
-        """The estimate as small pictures, uint8 (batch, height, width, 3); see `images.preview`.
-
-        The colours are those of Stable Diffusion 1.x and 2.x: decode what other models denoise.
+        """The current estimate as small images, uint8 (batch, height, width, 3).
 
         Raises:
-            ValueError: If the latents do not have four channels.
+            ValueError: If nothing tells the colours of the latents.
         """
-        return images.preview(self.denoised)
+        if self.estimate is None:
+            raise ValueError("This step has no preview: it was made without a pipeline.")
+        return self.estimate(self.denoised)
 
 
 class Run(NamedTuple):
@@ -198,6 +199,7 @@ def sample(
     run: Run,
     on_step: Callable[[Step], Any] | None = None,
     resume: State | None = None,
+    preview: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> np.ndarray:
     """Denoise a batch of latents.
 
@@ -210,6 +212,7 @@ def sample(
         run: `Run`.
         on_step: called with a `Step` after each step; `False` as an answer stops the run.
         resume: the `State` of an earlier, interrupted call with the same run.
+        preview: function of latents that returns small images, for `Step.preview`.
 
     Returns:
         (batch, height, width, channels) float32: the final latents, or the latest estimate of
@@ -238,7 +241,7 @@ def sample(
             denoised = ops.convert_to_numpy(outputs["denoised"])
             state = State(stop, ops.convert_to_numpy(registers))
             done, num_steps = int(steps[stop - 1]) + 1, int(steps.max()) + 1
-            if on_step(Step(done, num_steps, denoised, state)) is False:
+            if on_step(Step(done, num_steps, denoised, state, preview)) is False:
                 return denoised
     return ops.convert_to_numpy(registers)[0]
 

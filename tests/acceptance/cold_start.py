@@ -132,7 +132,7 @@ def child(arguments):
     seconds = {"tracing": [0.0, 0.0]} | laps.seconds  # kept graphs are not traced
     seconds |= {name: laps.seconds.pop(name) for name in ("building", "reading weights")}
     for kind in ("text_encoder", "diffusion_model", "image_decoder"):
-        model._source.model(kind, model.dtype_policy)
+        model.source.model(kind, model.dtype_policy)
     seconds["reading weights"] = min(seconds["reading weights"], laps.seconds["reading weights"])
     known = (seconds[name] for name in ("building", "reading weights", "tracing", "sampling"))
     seconds["compiling"] = minus(seconds.pop("first picture"), *known)

@@ -137,7 +137,7 @@ def child(path, dtype):
         itemsize = 4 if dtype == "float32" else 2
         size += sum(itemsize * math.prod(variable.shape) for variable in network.variables)
         values = {variable.path: variable for variable in network.variables}
-        expected = model._source.checkpoint
+        expected = model.source.checkpoint
         arrays = read(
             expected.rows(network.name),
             expected.tensors(network.name),

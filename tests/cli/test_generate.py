@@ -253,7 +253,7 @@ def test_sampler_and_spacing_are_the_models_own_where_none_is_chosen(
 ):
     monkeypatch.undo()
     arguments = cli._parser().parse_args(["generate", "cat", "--preset", "random-tiny", *options])
-    found, spacing = cli_generate._sampling(arguments)
+    found, spacing = cli_generate._sampling(arguments, ("ddim", Spacing()))
     assert (found, spacing.timesteps) == (sampler, timesteps)
 
 
@@ -297,9 +297,9 @@ def test_frameworks_are_silent_unless_the_user_wants_to_hear(level, monkeypatch,
 
     def importing(name):
         os.write(2, b"I0000 a library is loaded\n")
-        return StandIn
+        return StandIn.from_preset
 
-    monkeypatch.delitem(vars(kdiffusion), "StableDiffusion")
+    monkeypatch.delitem(vars(kdiffusion), "open_model")
     monkeypatch.setattr(kdiffusion, "__getattr__", importing)
     assert generate("cat", "--seed", "1") == cli.OK
     assert ("I0000" in capfd.readouterr().err) == bool(level)

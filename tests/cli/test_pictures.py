@@ -4,7 +4,6 @@ import os
 import signal
 import warnings
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +11,7 @@ from cli_stand_in import Step, files, generate
 from PIL import Image
 
 import kdiffusion
-from kdiffusion import Guidance, Sampler, cli, images
+from kdiffusion import Guidance, Sampler, cli
 from kdiffusion.cli import files as cli_files
 from kdiffusion.pipelines.metadata import read_parameters
 
@@ -94,26 +93,13 @@ def test_preview_shows_every_step_side_by_side(stand_in, monkeypatch):
                 shown.append(np.asarray(image))
 
     monkeypatch.setattr(os, "replace", watched)
-    stand_in.steps = [Step(level, count=2) for level in (-1.0, 0.5)]
+    stand_in.steps = [Step(level, count=2) for level in (0, 77)]
     options = ["--batch-size", "2", "--output", "cat.png", "--preview", "preview.png"]
     assert generate("cat", *options) == cli.OK
     assert len(shown) == 2
     for picture, step in zip(shown, stand_in.steps):
-        one = images.preview(step.denoised, 4)[0]
-        assert one.shape == (8, 12, 3)
-        np.testing.assert_array_equal(picture, np.concatenate([one, one], axis=1))
+        np.testing.assert_array_equal(picture, np.concatenate([*step.preview], axis=1))
     assert files() == ["cat-0.png", "cat-1.png", "preview.png"]
-
-
-def test_preview_of_latents_without_known_colours_is_decoded(stand_in, monkeypatch):
-    halved_twice = SimpleNamespace(architecture=SimpleNamespace(downsampling=4))
-    monkeypatch.setattr(stand_in, "decoder", halved_twice)
-    monkeypatch.setattr(stand_in, "steps", [Step(0.0, count=2)])
-    decode = staticmethod(lambda latents: np.full((len(latents), 8, 12, 3), 77, np.uint8))
-    monkeypatch.setattr(stand_in, "decode", decode, raising=False)
-    options = ["--batch-size", "2", "--output", "cat.png", "--preview", "preview.png"]
-    assert generate("cat", *options) == cli.OK
-    np.testing.assert_array_equal(pixels("preview.png"), np.full((8, 24, 3), 77))
 
 
 @pytest.mark.parametrize(
@@ -137,7 +123,7 @@ def test_preview_that_fails_is_no_reason_to_lose_the_picture(capsys, stand_in, m
         raise OSError("disk full")
 
     monkeypatch.setattr(cli_files, "replace_picture", full)
-    stand_in.steps = [Step(0.0)]
+    stand_in.steps = [Step(0)]
     with warnings.catch_warnings():
         warnings.simplefilter("always")
         assert generate("cat", "--output", "cat.png", "--preview", "preview.png") == cli.OK
@@ -146,7 +132,7 @@ def test_preview_that_fails_is_no_reason_to_lose_the_picture(capsys, stand_in, m
 
 
 def test_interrupt_tells_that_only_the_preview_was_written(capsys, stand_in):
-    stand_in.steps = [Step(0.0)]
+    stand_in.steps = [Step(0)]
     stand_in.error = KeyboardInterrupt()
     options = ["--output", "cat.png", "--preview", "preview.png"]
     assert generate("cat", *options) == cli.INTERRUPTED
@@ -159,7 +145,7 @@ def real(monkeypatch, tiny, tmp_path):
     """The tiny random model in place of the stand-in, a picture and a mask of its left half."""
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(kdiffusion.StableDiffusion, "from_preset", lambda *_, **__: tiny)
+    monkeypatch.setattr(kdiffusion, "open_model", lambda *_, **__: tiny)
     colours = np.random.default_rng(3).integers(0, 256, (43, 24, 3), np.uint8)
     Image.fromarray(colours).save("picture.png")
     mask = np.zeros((43, 24), np.uint8)

@@ -23,8 +23,7 @@ SEEDS = (42, 43)
 
 
 def save(path, source, in_channels=4):
-    model = StableDiffusion(64, 64, jit_compile=False)
-    model._opened_source = source
+    model = StableDiffusion.from_source(source, 64, 64, jit_compile=False)
     if in_channels != 4:
         unet = model.diffusion_model
         record = dataclasses.replace(unet.architecture, in_channels=in_channels)

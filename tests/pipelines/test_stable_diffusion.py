@@ -7,7 +7,8 @@ import keras
 import numpy as np
 import pytest
 
-from kdiffusion import Guidance, Sampler, StableDiffusion
+from kdiffusion import Guidance, LatentDiffusion, Sampler, StableDiffusion
+from kdiffusion.pipelines.settings import DrawSettings, Settings
 from kdiffusion.runtime import backend
 from kdiffusion.sampling.noise import noise_stream
 from kdiffusion.sampling.run import Program
@@ -45,6 +46,29 @@ def test_the_public_signature_is_the_settled_one():
         *"unconditional_guidance_scale diffusion_noise seed".split(),
         *keywords,
     ]
+
+
+def test_settings_show_their_defaults_and_what_they_do():
+    for method in (StableDiffusion.text_to_image, LatentDiffusion.generate_image):
+        parameters = inspect.signature(method).parameters
+        assert set(DrawSettings.__annotations__) <= set(parameters)
+        assert parameters["noise"].default == Settings().noise == "cpu"
+        assert parameters["verbose"].kind is inspect.Parameter.KEYWORD_ONLY
+        for name in DrawSettings.__annotations__:
+            assert f"            {name}: " in method.__doc__
+
+
+def test_an_unknown_setting_is_refused_with_the_known_ones(tiny):
+    with pytest.raises(TypeError, match="text_to_image.. has no setting 'samplr'.*, sampler, "):
+        draw(tiny, samplr="ddim")
+
+
+def test_previews_are_small_images_of_the_latents(tiny):
+    seen = []
+    draw(tiny, callback=lambda step: seen.append((step.denoised, step.preview)))
+    for latents, preview in seen:
+        assert preview.shape == (1, 32, 32, 3) and preview.dtype == np.uint8
+        np.testing.assert_array_equal(preview, tiny.preview(latents))
 
 
 def test_the_constructor_reads_and_downloads_nothing():

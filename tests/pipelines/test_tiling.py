@@ -39,12 +39,12 @@ def test_tiles_overlap_and_are_blended_without_steps():
 
 
 def test_a_large_picture_is_decoded_in_tiles(tiny, monkeypatch):
-    from kdiffusion.pipelines import base
+    from kdiffusion.pipelines import latent
 
     latents = np.random.default_rng(0).normal(size=(1, 12, 20, 4)).astype("float32")
     whole = tiny.decode(latents)
-    monkeypatch.setattr(base, "MAX_CELLS", 100)
-    monkeypatch.setattr(base.decode_in_tiles, "__defaults__", (8, 4))
+    monkeypatch.setattr(latent, "MAX_CELLS", 100)
+    monkeypatch.setattr(latent.decode_in_tiles, "__defaults__", (8, 4))
     tiled = tiny.decode(latents)
     assert tiled.shape == whole.shape == (1, 96, 160, 3)
     assert np.abs(tiled.astype(int) - whole).mean() < 30

@@ -18,7 +18,7 @@ from kdiffusion.models.image_decoder import ImageDecoder
 from kdiffusion.models.image_encoder import ImageEncoder
 from kdiffusion.models.image_tower import ImageTower
 from kdiffusion.models.text_encoder import TextEncoder
-from kdiffusion.pipelines.base import Components
+from kdiffusion.pipelines.base import Pipeline
 from kdiffusion.pipelines.latent_diffusion import LatentDiffusion, PixelDiffusion
 from kdiffusion.pipelines.open_model import open_model
 from kdiffusion.pipelines.stable_diffusion import StableDiffusion
@@ -176,7 +176,7 @@ def _diffusion(configuration, progress):
     return Run(trainer, optimizer, data, configuration)
 
 
-def _diffusion_model(configuration) -> Components:
+def _diffusion_model(configuration) -> Pipeline:
     size = configuration.data.height, configuration.data.width
     if configuration.preset is not None:
         return open_model(configuration.preset, *size, dtype=configuration.dtype)

@@ -15,7 +15,8 @@ from keras import ops
 from kdiffusion.models.diffusion_model import DiffusionModel
 from kdiffusion.models.image_encoder import ImageEncoder
 from kdiffusion.models.text_encoder import TextEncoder
-from kdiffusion.pipelines.base import LatentComponents, TextComponents
+from kdiffusion.pipelines.latent import LatentPipeline
+from kdiffusion.pipelines.text import TextPipeline
 from kdiffusion.records import fields
 from kdiffusion.sampling.schedule import Schedule
 from kdiffusion.training import random
@@ -135,9 +136,9 @@ class DiffusionTrainer(PartTrainer):
                 model.diffusion_model, gradient_checkpointing=True
             )
         parts: dict[str, Any] = {"empty": {}}
-        if isinstance(model, LatentComponents) and "latents" not in cached:
+        if isinstance(model, LatentPipeline) and "latents" not in cached:
             parts["image_encoder"] = model.image_encoder
-        if isinstance(model, TextComponents) and "context" not in cached:
+        if isinstance(model, TextPipeline) and "context" not in cached:
             parts["text_encoder"] = model.text_encoder
             parts["empty"] = {"tokens": model.tokenizer.rows([""])[0]}
         trainer = cls(model.diffusion_model, model.schedule, **{**parts, **settings})

@@ -1,0 +1,89 @@
+"""Pipelines of texts: a text encoder and its tokenizer condition the diffusion model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from keras import ops
+
+from kdiffusion.pipelines.base import Component
+from kdiffusion.pipelines.latent import LatentPipeline
+from kdiffusion.sampling.run import Program
+from kdiffusion.text.tokenizer import SimpleTokenizer
+
+
+class TextPipeline(LatentPipeline):
+    """A latent diffusion model that is prompted with texts."""
+
+    text_encoder = Component("text_encoder", "Tokens to text states, see `TextEncoder`.")
+
+    def __init__(self, *arguments, **settings):
+        super().__init__(*arguments, **settings)
+        self._text_encoder: Any = None
+        self._tokenizer: SimpleTokenizer | None = None
+        self._encode_text_program = Program(_encode_text, self.jit_compile)
+
+    @property
+    def tokenizer(self) -> SimpleTokenizer:
+        """Texts to tokens; may be replaced by assignment."""
+        if self._tokenizer is None:
+            self._tokenizer = self.source.tokenizer()
+        return self._tokenizer
+
+    @tokenizer.setter
+    def tokenizer(self, tokenizer):
+        self._tokenizer = tokenizer
+
+    def encode_text(self, prompt: str | Sequence[str]) -> np.ndarray:
+        """Encode texts for `generate_image`.
+
+        Args:
+            prompt: str, or a list of n texts.
+
+        Returns:
+            (n, 77, width) float32; n is 1 for a single text.
+
+        Raises:
+            ValueError: If there is no text.
+        """
+        rows = self.tokenizer.rows([prompt] if isinstance(prompt, str) else prompt)
+        if not len(rows):
+            raise ValueError("`prompt` must be a text or a list of texts. Received: an empty list")
+        tokens, program = ops.convert_to_tensor(rows, "int32"), self._encode_text_program
+        component = self.components()["text_encoder"]
+        encoder = component.load(self, lambda model: program.prepare(model, tokens))
+        return ops.convert_to_numpy(program(encoder, tokens))
+
+    def conditions(self, texts: Sequence[str], size: tuple[int, int]) -> dict[str, np.ndarray]:
+        """Return the inputs that the diffusion model is given for texts.
+
+        A family whose network takes more than a context overrides this one method.
+
+        Args:
+            texts: list of n texts.
+            size: (height, width) of the images in pixels.
+
+        Returns:
+            Dictionary of arrays of n rows: `context`, (n, tokens, width) float32.
+        """
+        return {"context": self.encode_text(texts)}
+
+    def negative_conditions(
+        self, texts: Sequence[str | None], size: tuple[int, int]
+    ) -> dict[str, np.ndarray]:
+        """Return the inputs that guidance moves away from.
+
+        Args:
+            texts: list of n texts; `None` where the user gave none.
+            size: (height, width) of the images in pixels.
+
+        Returns:
+            Dictionary as `conditions` returns.
+        """
+        return self.conditions([text or "" for text in texts], size)
+
+
+def _encode_text(model, tokens):
+    return ops.cast(model(tokens)["context"], "float32")
