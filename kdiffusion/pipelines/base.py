@@ -92,7 +92,7 @@ class Pipeline(abc.ABC):
         preset: str | os.PathLike,
         dtype: Any = None,
     ):
-        kernel_files.folder()  # TensorFlow is told of it before it does anything
+        kernel_files.kernel_folder()  # TensorFlow is told of it before it does anything
         backend.reserve_memory()
         self.img_height, self.img_width = images.check_size(img_height, img_width, self._multiple)
         self.preset = preset

@@ -15,7 +15,7 @@ VARIABLE = "KDIFFUSION_COMPILE_CACHE"
 _MAX_AGE = 30 * 24 * 3600
 
 
-def folder() -> Path | None:
+def program_folder() -> Path | None:
     """The folder of compiled programs, made if it is missing and rid of what is old.
 
     The environment variable `KDIFFUSION_COMPILE_CACHE` names it; `off` means none. Otherwise it is

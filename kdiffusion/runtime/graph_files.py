@@ -101,7 +101,7 @@ def path_of(text: str) -> Path | None:
     Returns:
         Path of a file, which need not be there; `None` if no graphs are kept.
     """
-    folder, surroundings = cache_folder.folder(), _surroundings()
+    folder, surroundings = cache_folder.program_folder(), _surroundings()
     if folder is None or surroundings is None:
         return None
     digest = hashlib.sha256(f"{surroundings}\n{text}".encode()).hexdigest()
@@ -149,7 +149,7 @@ def read(path: Path) -> tuple[Graph, dict[str, str]]:
         definition = tf.compat.v1.GraphDef.FromString(file.read("graph.pb"))
     if signature["main"] not in {f.signature.name for f in definition.library.function}:
         raise ValueError(f"{path} lacks its main function.")
-    kernel_files.give(kernels)
+    kernel_files.restore(kernels)
     return Graph(definition, **signature), kernels
 
 
@@ -159,7 +159,7 @@ def write(path: Path, graph: Graph, kernels: dict[str, str]) -> None:
     Args:
         path: see `path_of`.
         graph: `Graph`.
-        kernels: see `kernel_files.take`.
+        kernels: see `kernel_files.collect`.
     """
     signature = {name: getattr(graph, name) for name in ("main", "dtypes", "structure")}
     if graph.captured or json.loads(json.dumps(signature)) != signature:

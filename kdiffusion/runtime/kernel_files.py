@@ -37,7 +37,7 @@ _OCTAL = [f"\\{byte:03o}" for byte in range(256)]
 
 
 @functools.cache
-def folder() -> Path | None:
+def kernel_folder() -> Path | None:
     """The folder where TensorFlow looks for kernels and puts them; it is gone with the process.
 
     TensorFlow has to be told of it before it does anything else. Where it is too late, nothing ever
@@ -48,7 +48,7 @@ def folder() -> Path | None:
         by the user's own flags, no space, or a processor that is not known.
     """
     known = keras.backend.backend() == "tensorflow" and processor.flags()
-    if not known or cache_folder.folder() is None:
+    if not known or cache_folder.program_folder() is None:
         return None
     before = os.environ.get(_VARIABLE, "")
     try:
@@ -79,36 +79,36 @@ def _tell_tensorflow(path, before):
         del os.environ[_VARIABLE]
 
 
-def names() -> set[str]:
+def kernel_names() -> set[str]:
     """The names of the kernels that are there."""
-    path = folder()
+    path = kernel_folder()
     return set() if path is None else {entry.name for entry in path.glob("*.pb")}
 
 
-def take(some: set[str]) -> dict[str, str]:
+def collect(names: set[str]) -> dict[str, str]:
     """Kernels that TensorFlow has compiled, as text to be given back to it.
 
     Args:
-        some: names of kernels that are there.
+        names: names of kernels that are there.
 
     Returns:
         Dictionary of names and texts; without kernels that are not of the form known here.
     """
-    path, kernels = folder(), {}
+    path, kernels = kernel_folder(), {}
     if path is not None:
-        for name in some:
+        for name in names:
             with contextlib.suppress(OSError, LookupError, ValueError):
                 kernels[name] = _as_text((path / name).read_bytes())
     return kernels
 
 
-def give(kernels: Mapping[str, str]) -> None:
+def restore(kernels: Mapping[str, str]) -> None:
     """Let TensorFlow find kernels that it compiled in another process.
 
     Args:
-        kernels: dictionary of names and texts, which must be what `take` returned.
+        kernels: dictionary of names and texts, which must be what `collect` returned.
     """
-    path = folder()
+    path = kernel_folder()
     if path is None:
         return
     for name, text in kernels.items():

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import collections
 import contextlib
-import contextvars
 import hashlib
 import itertools
 import threading
@@ -17,11 +16,8 @@ from collections.abc import Callable
 
 import keras
 
-from kdiffusion.runtime import graph_files, kernel_files
+from kdiffusion.runtime import graph_files, kernel_files, tracing
 from kdiffusion.runtime.graph_files import Graph
-
-# Functions of layers in the graph that is being traced, if one is, see `compilation.trace_once`.
-shared: contextvars.ContextVar[dict | None] = contextvars.ContextVar("shared", default=None)
 
 
 class PlainGraph:
@@ -119,11 +115,11 @@ def traced(function: Callable, arguments: tuple) -> Graph:
         # A call inside a graph keeps the options of the moment at which it is traced.
         before = options.get_experimental_options()
         options.set_experimental_options({flag: True})
-        token = shared.set({})
+        token = tracing.layer_functions.set({})
         try:
             return main(*arguments)
         finally:
-            shared.reset(token)
+            tracing.layer_functions.reset(token)
             options.set_experimental_options({flag: before.get(flag, False)})
 
     concrete = tf.function(call, autograph=False).get_concrete_function(*arguments)
@@ -177,10 +173,10 @@ def _kept(path, graph, run, kernels=None):
     unwritten = [graph]
 
     def call(*leaves):
-        before = kernel_files.names() if unwritten else set()
+        before = kernel_files.kernel_names() if unwritten else set()
         results = run(*leaves)
         for graph in unwritten:
-            new = kernel_files.take(kernel_files.names() - before)
+            new = kernel_files.collect(kernel_files.kernel_names() - before)
             if new or kernels is None:
                 graph_files.write(path, graph, {**(kernels or {}), **new})
         unwritten.clear()

@@ -10,14 +10,14 @@ from keras import ops
 from kdiffusion.models.kernels import normalization
 from kdiffusion.models.layers.base import Convolution, Linear, Upsample
 from kdiffusion.models.layers.norms import LayerNorm
-from kdiffusion.runtime import backend, processor, programs
+from kdiffusion.runtime import backend, processor, programs, tracing
 
 
 @pytest.fixture(params=["plain", "fused"])
 def run(request, monkeypatch):
     """Computes a function in a plain graph, with its kernels compiled alone or not at all."""
     fused = request.param == "fused"
-    monkeypatch.setattr(programs, "_WORTH_FUSING", 0 if fused else math.inf)
+    monkeypatch.setattr(tracing, "_WORTH_FUSING", 0 if fused else math.inf)
 
     def run(function, *arrays):
         compiled = programs.compile_function(function, jit_compile=False)

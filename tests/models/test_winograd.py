@@ -7,7 +7,7 @@ from keras import ops
 
 from kdiffusion.models.kernels import winograd
 from kdiffusion.models.layers.base import Convolution
-from kdiffusion.runtime import backend, processor, programs
+from kdiffusion.runtime import backend, processor, programs, tracing
 
 
 def winograd_is_here():
@@ -57,7 +57,7 @@ def layer(request, monkeypatch):
 @pytest.mark.parametrize("fused", [0, 2**17])
 @pytest.mark.parametrize("batch, height, width", [(1, 2, 2), (1, 4, 12), (2, 12, 8), (1, 7, 13)])
 def test_it_is_the_same_convolution(layer, monkeypatch, fused, batch, height, width):
-    monkeypatch.setattr(programs, "_WORTH_FUSING", fused)
+    monkeypatch.setattr(tracing, "_WORTH_FUSING", fused)
     x, kernel, bias = numbers(batch, height, width, 64), numbers(3, 3, 64, 3), numbers(3)
     result = programs.compile_function(winograd.convolve, jit_compile=False)(x, kernel, bias)
     expected = convolved(x, kernel) + bias

@@ -23,20 +23,20 @@ def home(monkeypatch, tmp_path):
 
 
 def test_default_is_in_the_users_cache_folder(home, monkeypatch):
-    assert cache_folder.folder() == home / ".cache/kdiffusion/programs"
-    assert cache_folder.folder().stat().st_mode & 0o777 == 0o700
+    assert cache_folder.program_folder() == home / ".cache/kdiffusion/programs"
+    assert cache_folder.program_folder().stat().st_mode & 0o777 == 0o700
     monkeypatch.setenv("XDG_CACHE_HOME", str(home / "elsewhere"))
-    assert cache_folder.folder() == home / "elsewhere/kdiffusion/programs"
+    assert cache_folder.program_folder() == home / "elsewhere/kdiffusion/programs"
     monkeypatch.setenv("XDG_CACHE_HOME", "relative")
-    assert cache_folder.folder() == home / ".cache/kdiffusion/programs"
+    assert cache_folder.program_folder() == home / ".cache/kdiffusion/programs"
 
 
 def test_variable_names_the_folder_or_switches_off(home, monkeypatch):
     monkeypatch.setenv(cache_folder.VARIABLE, str(home / "named"))
-    assert cache_folder.folder() == home / "named"
+    assert cache_folder.program_folder() == home / "named"
     for off in ("off", "OFF"):
         monkeypatch.setenv(cache_folder.VARIABLE, off)
-        assert cache_folder.folder() is None
+        assert cache_folder.program_folder() is None
     assert not (home / ".cache").exists()
 
 
@@ -44,7 +44,7 @@ def test_a_folder_that_cannot_be_made_is_none(home, monkeypatch):
     (home / "file").write_text("no folder")
     for place in (home / "file", home / "file/below", "/proc/none", "~nobody-of-this-name/x"):
         monkeypatch.setenv(cache_folder.VARIABLE, str(place))
-        assert cache_folder.folder() is None
+        assert cache_folder.program_folder() is None
 
 
 def test_a_folder_that_cannot_be_written_to_is_none(home, monkeypatch):
@@ -52,28 +52,28 @@ def test_a_folder_that_cannot_be_written_to_is_none(home, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(cache_folder.tempfile, "TemporaryFile", refuse)
-    assert cache_folder.folder() is None
+    assert cache_folder.program_folder() is None
 
 
 def test_a_folder_of_others_is_none(home, monkeypatch):
-    folder = cache_folder.folder()
+    folder = cache_folder.program_folder()
     folder.chmod(0o777)
-    assert cache_folder.folder() is None
+    assert cache_folder.program_folder() is None
     folder.chmod(0o700)
-    assert cache_folder.folder() == folder
+    assert cache_folder.program_folder() == folder
     monkeypatch.setattr(os, "getuid", lambda: folder.stat().st_uid + 1)
-    assert cache_folder.folder() is None
+    assert cache_folder.program_folder() is None
 
 
 def test_what_was_not_used_for_long_is_removed(home):
-    folder = cache_folder.folder()
+    folder = cache_folder.program_folder()
     day = 24 * 3600
     for name, days in (("old", 31), ("new", 29)):
         (folder / name).write_text("program")
         os.utime(folder / name, (time.time() - days * day,) * 2)
     (folder / "subfolder").mkdir()
     os.utime(folder / "subfolder", (0, 0))
-    cache_folder.folder()
+    cache_folder.program_folder()
     assert sorted(path.name for path in folder.iterdir()) == ["new", "subfolder"]
 
 

@@ -16,20 +16,20 @@ if backend.name() != "tensorflow" or backend.on_accelerator():
 
 CHILD = """
 from kdiffusion.runtime import kernel_files
-folder = kernel_files.folder()
+folder = kernel_files.kernel_folder()
 import os, keras, numpy as np
-from kdiffusion.runtime import plain_graph, programs
+from kdiffusion.runtime import plain_graph, tracing
 
 def half(x):
     return 0.5 * x + 1.0
 
 def function(x):
-    return programs.fuse(half)(x)
+    return tracing.fuse(half)(x)
 
 x = np.arange(2**17, dtype=np.float32)
 y = plain_graph.PlainGraph(function, lambda: "half")(x)
 assert np.array_equal(y, half(x)), y
-kernels = [(folder / name).read_bytes() for name in kernel_files.names()] if folder else []
+kernels = [(folder / name).read_bytes() for name in kernel_files.kernel_names()] if folder else []
 print(os.environ.get("TF_XLA_FLAGS"), [text.startswith(b"key {") for text in kernels])
 """
 
@@ -76,11 +76,11 @@ def test_a_graph_without_kernels_gets_them(run, tmp_path):
 
 
 def test_other_files_are_no_kernels(tmp_path, monkeypatch):
-    monkeypatch.setattr(kernel_files, "folder", lambda: tmp_path)
+    monkeypatch.setattr(kernel_files, "kernel_folder", lambda: tmp_path)
     spoilt = {"empty": b"", "cut": b"\x0a\x05\x08", "other": b"\x0a\x02\x08\x01"}
     for name, content in spoilt.items():
         (tmp_path / f"{name}.pb").write_bytes(content)
-    assert kernel_files.take(kernel_files.names() | {"missing.pb"}) == {}
+    assert kernel_files.collect(kernel_files.kernel_names() | {"missing.pb"}) == {}
 
 
 @pytest.mark.parametrize("folder, free", [("off", 2**40), ("programs", 2**27)], ids=str)
@@ -89,5 +89,5 @@ def test_nothing_is_kept_without_a_folder_or_space(tmp_path, monkeypatch, folder
     monkeypatch.setenv(cache_folder.VARIABLE, named)
     monkeypatch.setattr(kernel_files.shutil, "disk_usage", lambda path: SimpleNamespace(free=free))
     monkeypatch.delenv("TF_XLA_FLAGS", raising=False)
-    assert kernel_files.folder.__wrapped__() is None
+    assert kernel_files.kernel_folder.__wrapped__() is None
     assert "TF_XLA_FLAGS" not in os.environ

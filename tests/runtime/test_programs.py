@@ -6,7 +6,7 @@ from keras import ops
 
 from kdiffusion.models.kernels import normalization, winograd
 from kdiffusion.models.layers.base import ResnetBlock
-from kdiffusion.runtime import backend, plain_graph, programs
+from kdiffusion.runtime import backend, plain_graph, programs, tracing
 
 if backend.name() != "tensorflow" or backend.on_accelerator():
     pytest.skip("XLA compiles everything here", allow_module_level=True)
@@ -75,7 +75,7 @@ def test_equal_layers_are_one_function_with_weights_of_their_own(others, functio
 
 def test_what_comes_after_waits():
     def scaled(weights, x):
-        return programs.after(weights, x) * 2.0 + x
+        return tracing.after_computing(weights, x) * 2.0 + x
 
     x = ops.ones(3)
     graph = tf.function(scaled).get_concrete_function(x, x).graph
@@ -124,14 +124,14 @@ def test_large_feature_maps_are_let_go(monkeypatch):
     both(x)
     functions = []
     for bound in (64, 63):
-        monkeypatch.setattr(programs, "_SHARED_ELEMENTS", bound)
+        monkeypatch.setattr(tracing, "_SHARED_ELEMENTS", bound)
         functions.append(len(plain_graph.traced(both, (x,)).definition.library.function))
     assert functions == [2, 1]
 
 
 def test_tensors_are_computed_in_turn_into_their_places():
     def squares(x):
-        return programs.stack_in_turn(
+        return tracing.stack_in_turn(
             lambda i: (x[i] + ops.zeros(2)) ** 2, 3, (2,), "float32", first=x
         )
 
@@ -151,7 +151,7 @@ def test_tensors_are_computed_in_turn_into_their_places():
 
 def test_elements_are_computed_in_turn():
     def squares(x):
-        return programs.map_in_turn(lambda y: y * y, x, (2,), "float32")
+        return tracing.map_in_turn(lambda y: y * y, x, (2,), "float32")
 
     x = ops.reshape(ops.arange(6, dtype="float32"), (3, 2))
     run = tf.function(squares)

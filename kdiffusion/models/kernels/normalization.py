@@ -1,7 +1,7 @@
 """What the layers compute over whole feature maps, so that each reads them as seldom as it can.
 
 XLA makes one pass over memory of a chain of elementwise operations; a plain TensorFlow graph makes
-one of each operation. The functions here that go through `compilation.fuse` are one pass
+one of each operation. The functions here that go through `tracing.fuse` are one pass
 everywhere.
 """
 
@@ -15,7 +15,7 @@ import operator
 import keras
 from keras import ops
 
-from kdiffusion.runtime import backend, processor, programs
+from kdiffusion.runtime import backend, processor, tracing
 
 # Positions of a feature map, in all images of a batch, up to which a 3x3 convolution is limited by
 # reading its kernel, not by arithmetic. There, one matrix product is up to three times as fast on
@@ -50,7 +50,7 @@ def normalize(x, groups, epsilon, gamma, beta, activation=None):
         Tensor like `x`.
     """
     finish, *values = normalization(x, groups, epsilon, gamma, beta, activation)
-    return programs.fuse(finish)(x, *values)
+    return tracing.fuse(finish)(x, *values)
 
 
 def normalization(x, groups, epsilon, gamma, beta, activation=None):
@@ -62,7 +62,7 @@ def normalization(x, groups, epsilon, gamma, beta, activation=None):
     Returns:
         Elementwise function `(x, mean, scale, beta) -> x`, and its last three arguments.
     """
-    mean, variance = programs.fuse(_moments)(x, groups)
+    mean, variance = tracing.fuse(_moments)(x, groups)
     scale = gamma * ops.rsqrt(variance + epsilon)
     return _affine_silu if activation == "silu" else _affine, mean, scale, beta
 
@@ -79,7 +79,7 @@ def normalize_tokens(x, epsilon, gamma, beta):
     Returns:
         Tensor like `x`.
     """
-    return programs.fuse(_normalize_tokens)(x, gamma, beta, epsilon)
+    return tracing.fuse(_normalize_tokens)(x, gamma, beta, epsilon)
 
 
 def softmax(logits):
@@ -108,7 +108,7 @@ def gated_gelu(x):
     Returns:
         (..., width).
     """
-    return programs.fuse(_gated_gelu)(x)
+    return tracing.fuse(_gated_gelu)(x)
 
 
 def is_small(shape):
@@ -209,7 +209,7 @@ def convolve_to_few(x, kernel):
         (batch, height, width, filters).
     """
     parts = ops.reshape(ops.transpose(kernel, (2, 0, 1, 3)), (kernel.shape[2], -1))
-    return programs.fuse(_sum_of_neighbours)(ops.matmul(x, parts))
+    return tracing.fuse(_sum_of_neighbours)(ops.matmul(x, parts))
 
 
 def _sum_of_neighbours(products):
@@ -251,7 +251,7 @@ def _convolve_doubled(x, kernel, bias, strips):
     batch, height, width, channels = x.shape
     rows, filters = height // strips, kernel.shape[-1]
     dtype = "float32" if backend.prefers_float32(x.dtype) else x.dtype
-    parts = ops.unstack(ops.cast(programs.after(kernel, x), dtype))
+    parts = ops.unstack(ops.cast(tracing.after_computing(kernel, x), dtype))
     bias = ops.cast(bias, x.dtype)
     padded = ops.pad(ops.cast(x, dtype), ((0, 0), (1, 1), (0, 0), (0, 0)))
 
@@ -264,12 +264,12 @@ def _convolve_doubled(x, kernel, bias, strips):
             )
             for seen, part in zip((strip[:, :-1], strip[:, 1:-1], strip[:, 1:]), parts)
         ]
-        return programs.fuse(_sum_of_doubled)(*products, bias)
+        return tracing.fuse(_sum_of_doubled)(*products, bias)
 
     if strips == 1:
         return convolve_strip(0)
     shape = (batch, 2 * rows, 2 * width, filters)
-    result = programs.stack_in_turn(convolve_strip, strips, shape, x.dtype, first=x)
+    result = tracing.stack_in_turn(convolve_strip, strips, shape, x.dtype, first=x)
     return ops.reshape(ops.moveaxis(result, 0, 1), (batch, 2 * height, 2 * width, filters))
 
 

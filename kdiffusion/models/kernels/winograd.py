@@ -26,7 +26,7 @@ import numpy as np
 from keras import ops
 
 from kdiffusion.models.kernels import normalization
-from kdiffusion.runtime import backend, processor, programs
+from kdiffusion.runtime import backend, processor, tracing
 
 # Positions, in all images of a batch, from which on transforming the kernel is repaid.
 _MIN_POSITIONS = 512
@@ -135,14 +135,14 @@ def _convolve(x, kernel, bias, finish=None, *values):
     size, points = axes[0].size, 6 * (axes[0].size + 2)
     high, wide = size * -(-height // size), 4 * -(-width // 4)
     sides = (1, 1 + wide - width)
-    kernel = ops.cast(programs.after(kernel, x), "float32")
+    kernel = ops.cast(tracing.after_computing(kernel, x), "float32")
     bias = ops.cast(bias, x.dtype)
 
     tiles = batch * high * wide // (size * 4)
     strips = _num_strips(4 * tiles * points * (channels + filters), high // size)
     in_turn = strips == 1 or 4 * points * channels * filters > _MAX_KERNEL
     multiply = _multiplication(kernel, *axes, in_turn)
-    surround = programs.fuse(_surround)
+    surround = tracing.fuse(_surround)
     if strips == 1:
         rows = (1, 1 + high - height)
         strip = surround(x, None, rows, sides, finish, *values)
@@ -158,7 +158,7 @@ def _convolve(x, kernel, bias, finish=None, *values):
             return _convolve_strip(strip, multiply, bias, size)
 
         shape = (batch, rows, wide, filters)
-        result = programs.stack_in_turn(convolve_strip, strips, shape, x.dtype, first=x)
+        result = tracing.stack_in_turn(convolve_strip, strips, shape, x.dtype, first=x)
         result = ops.reshape(ops.moveaxis(result, 0, 1), (batch, high, wide, filters))
     return result[:, :height, :width]
 
@@ -188,9 +188,9 @@ def _num_strips(size, tiles_high):
 def _convolve_strip(padded, multiply, bias, size):
     """`padded` has a row and a column more on every side than tiles of outputs."""
     batch, height, width, _ = padded.shape
-    products = multiply(programs.fuse(_transform_input)(padded, size))
+    products = multiply(tracing.fuse(_transform_input)(padded, size))
     shape = (*products.shape[:2], batch, (height - 2) // size, (width - 2) // 4, -1)
-    return programs.fuse(_transform_products)(ops.reshape(products, shape), bias)
+    return tracing.fuse(_transform_products)(ops.reshape(products, shape), bias)
 
 
 def _multiplication(kernel, rows, columns, in_turn):
@@ -221,8 +221,8 @@ def _multiplication(kernel, rows, columns, in_turn):
         for i, points in enumerate(ops.unstack(values)):
             before = products[-1] if products else values
             if not combined:
-                combined = _combined(first[i:], programs.after(kernel, before))
-            row = ops.reshape(programs.after(combined.pop(0), before), (3, -1))
+                combined = _combined(first[i:], tracing.after_computing(kernel, before))
+            row = ops.reshape(tracing.after_computing(combined.pop(0), before), (3, -1))
             factors = ops.reshape(ops.matmul(second, row), (len(second), channels, filters))
             products.append(ops.matmul(points, factors))
         return ops.stack(products)

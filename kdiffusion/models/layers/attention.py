@@ -9,7 +9,7 @@ from keras import ops
 
 from kdiffusion.models.kernels import flash, normalization
 from kdiffusion.models.layers.base import Block, add, repeat_rows
-from kdiffusion.runtime import backend, programs
+from kdiffusion.runtime import backend, tracing
 
 _serializable = keras.saving.register_keras_serializable(package="kdiffusion")
 
@@ -56,7 +56,7 @@ def attend(query, key, value, num_heads, causal=False, use_flash=False, keep=Tru
     batch, num_heads, tokens, head_dim = query.shape
     query = ops.reshape(query, (batch, num_heads, chunks, tokens // chunks, head_dim))
     attend_to = _attend if keep else backend.checkpoint(_attend, ())
-    outputs = programs.map_in_turn(
+    outputs = tracing.map_in_turn(
         lambda chunk: attend_to(chunk, key, value),
         ops.moveaxis(query, 2, 0),
         (batch, num_heads, tokens // chunks, value.shape[-1]),
@@ -250,7 +250,7 @@ class TransformerBlock(Block):
         self.ff = FeedForward(self.width, name="ff", **options)
         self.ff.build(inputs_shape)
 
-    @programs.trace_once
+    @tracing.trace_once
     def call(self, inputs, context=None):
         x = inputs + self.attn1(self.norm1(inputs))
         x = add(x, self.attn2(self.norm2(x), context))

@@ -14,7 +14,7 @@ from keras import ops
 
 from kdiffusion.models.kernels import normalization, winograd
 from kdiffusion.models.layers.norms import GroupNorm, LayerNorm
-from kdiffusion.runtime import backend, programs
+from kdiffusion.runtime import backend, tracing
 
 _serializable = keras.saving.register_keras_serializable(package="kdiffusion")
 
@@ -279,7 +279,7 @@ class ResnetBlock(Block):
             self.shortcut = self.conv(self.channels, 1, "shortcut")
             self.shortcut.build(inputs_shape)
 
-    @programs.trace_once
+    @tracing.trace_once
     def call(self, inputs, time=None):
         x = self.norm1.before(self.conv1, inputs)
         if self.time_proj is not None:
@@ -287,8 +287,8 @@ class ResnetBlock(Block):
         residual = inputs
         if self.shortcut is not None:
             # Between the convolutions the least else is there.
-            residual = self.shortcut(programs.after(inputs, x))
-            x = programs.after(x, residual)
+            residual = self.shortcut(tracing.after_computing(inputs, x))
+            x = tracing.after_computing(x, residual)
         return add(residual, self.norm2.before(self.conv2, x))
 
     def compute_output_shape(self, inputs_shape, time_shape=None):

@@ -7,7 +7,7 @@ from keras import ops
 
 from kdiffusion.models.layers.attention import Attention
 from kdiffusion.models.layers.base import Block
-from kdiffusion.runtime import programs
+from kdiffusion.runtime import tracing
 
 
 @keras.saving.register_keras_serializable(package="kdiffusion")
@@ -52,7 +52,7 @@ class EncoderLayer(Block):
         self.fc2 = self.dense(width, "fc2")
         self.fc2.build((*inputs_shape[:-1], self.mlp_width))
 
-    @programs.trace_once
+    @tracing.trace_once
     def call(self, inputs):
         x = inputs + self.attention(self.norm1(inputs))
         hidden = self.fc1(self.norm2(x))

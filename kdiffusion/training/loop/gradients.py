@@ -83,7 +83,7 @@ def programs(
         trainer: `Trainer`.
         optimizers: a built optimizer for each of the trainer's groups.
         averages: variables that follow all groups' variables, in order; empty for none.
-        jit_compile: bool or `"auto"`, whether TensorFlow uses XLA, see `compilation.use_jit`.
+        jit_compile: bool or `"auto"`, whether TensorFlow uses XLA, see `programs.use_jit`.
     """
     if backend.name() == "jax":
         return _JaxPrograms(trainer, optimizers, averages)
