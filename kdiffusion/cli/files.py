@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import re
-import secrets
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from kdiffusion.files import replacing
 
 if TYPE_CHECKING:
     import numpy as np
@@ -70,12 +71,8 @@ def replace_picture(path: Path, picture: np.ndarray) -> None:
     """Write a PNG file over another, so that who watches it never sees a part of one."""
     from PIL import Image
 
-    temporary = path.with_name(f".{secrets.token_hex(8)}.png")
-    try:
-        Image.fromarray(picture).save(temporary, compress_level=1)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as partial:
+        Image.fromarray(picture).save(partial, format="png", compress_level=1)
 
 
 def _identity(path):

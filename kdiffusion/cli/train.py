@@ -13,6 +13,7 @@ from typing import Any
 from kdiffusion import __version__
 from kdiffusion.cli.messages import log, silent_import
 from kdiffusion.cli.options import TRAIN
+from kdiffusion.files import replacing
 
 _CONFIG = "config.json"
 _MODEL = "model"
@@ -113,9 +114,8 @@ def _write_configuration(folder: Path, kind: str, configuration: Any) -> None:
     """Say what the run was made of, beside its checkpoints."""
     folder.mkdir(parents=True, exist_ok=True)
     values = {"kind": kind, "version": __version__, **configuration.fields}
-    stage = folder / f".{_CONFIG}.partial"
-    stage.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-    stage.replace(folder / _CONFIG)
+    with replacing(folder / _CONFIG) as partial:
+        partial.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
 def _save(trainer, folder: Path) -> None:

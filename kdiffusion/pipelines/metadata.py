@@ -6,19 +6,20 @@ Euler a, CFG scale: 7, ...`. It is what the tools of the field read from each ot
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
-import secrets
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from kdiffusion.files import replacing
 from kdiffusion.sampling.samplers import SAMPLERS
 
 _NEGATIVE = "Negative prompt:"
@@ -165,36 +166,28 @@ def save_pictures(
     Raises:
         FileExistsError: if a file exists and `overwrite` is false; nothing has been written then.
     """
-    staged: dict[Path, Path] = {}
     created: list[Path] = []
     try:
-        for path, (image, parameters) in pictures.items():
-            temporary = path.with_name(f".{secrets.token_hex(8)}.png")
-            with open(temporary, "xb") as file:
-                staged[path] = temporary
-                _write_png(file, image, parameters)
-        if not overwrite:
-            for path in staged:
+        with contextlib.ExitStack() as stack:
+            for path in reversed(list(pictures)):  # a stack is left in reverse order
+                _write_png(stack.enter_context(replacing(path)), *pictures[path])
+            for path in () if overwrite else pictures:
                 path.open("xb").close()  # takes the name, unless somebody else has it by now
                 created.append(path)
-        for path, temporary in staged.items():
-            os.replace(temporary, path)
     except BaseException:
         for path in created:
             path.unlink(missing_ok=True)
         raise
-    finally:
-        for temporary in staged.values():
-            temporary.unlink(missing_ok=True)
 
 
-def _write_png(file: BinaryIO, image: np.ndarray, parameters: Parameters) -> None:
-    """One PNG file, on the disk when this returns."""
+def _write_png(path: Path, image: np.ndarray, parameters: Parameters) -> None:
+    """Write a PNG file, which is on the disk when this returns."""
     info = PngInfo()
     info.add_text("parameters", format_parameters(parameters))  # tEXt; iTXt beyond Latin-1
-    Image.fromarray(image).save(file, format="png", pnginfo=info)
-    file.flush()
-    os.fsync(file.fileno())
+    with open(path, "wb") as file:
+        Image.fromarray(image).save(file, format="png", pnginfo=info)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _settings(parameters: Parameters) -> Iterator[tuple[str, str]]:

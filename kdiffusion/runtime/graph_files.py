@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 import sys
-import tempfile
 import types
 import zipfile
 from collections.abc import Callable, Sequence
@@ -20,6 +19,7 @@ from typing import Any, NamedTuple
 
 import keras
 
+from kdiffusion.files import replacing
 from kdiffusion.runtime import cache_folder, kernel_files, processor
 
 # Packages whose code the versions in a graph's name tell of, as Python's own.
@@ -164,14 +164,8 @@ def write(path: Path, graph: Graph, kernels: dict[str, str]) -> None:
     signature = {name: getattr(graph, name) for name in ("main", "dtypes", "structure")}
     if graph.captured or json.loads(json.dumps(signature)) != signature:
         return  # outputs in a tuple, say, which would come back as a list
-    with contextlib.suppress(OSError):
-        handle, temporary = tempfile.mkstemp(dir=path.parent)
-        try:
-            with open(handle, "wb") as raw, zipfile.ZipFile(raw, "w", zipfile.ZIP_DEFLATED) as file:
-                file.writestr("signature.json", json.dumps(signature))
-                file.writestr("kernels.json", json.dumps(kernels))
-                file.writestr("graph.pb", graph.definition.SerializeToString())
-            os.replace(temporary, path)
-        except BaseException:
-            os.unlink(temporary)
-            raise
+    with contextlib.suppress(OSError), replacing(path) as partial:
+        with zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as file:
+            file.writestr("signature.json", json.dumps(signature))
+            file.writestr("kernels.json", json.dumps(kernels))
+            file.writestr("graph.pb", graph.definition.SerializeToString())

@@ -20,6 +20,7 @@ from typing import Any
 
 import keras
 
+from kdiffusion.files import replacing
 from kdiffusion.runtime import cache_folder, processor
 
 _VARIABLE = "TF_XLA_FLAGS"
@@ -112,10 +113,8 @@ def restore(kernels: Mapping[str, str]) -> None:
     if path is None:
         return
     for name, text in kernels.items():
-        handle, temporary = tempfile.mkstemp(dir=path)
-        with open(handle, "w", encoding="ascii") as file:
-            file.write(text)
-        os.replace(temporary, path / name)
+        with replacing(path / name) as partial:
+            partial.write_text(text, encoding="ascii")
 
 
 def _as_text(entry):

@@ -1,7 +1,6 @@
 """CLIP's vocabulary: its bytes, its merges, and the files that hold them."""
 
 import gzip
-import hashlib
 import heapq
 import json
 import os
@@ -9,6 +8,8 @@ import zlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
+
+from kdiffusion.files import file_sha256
 
 START = "<|startoftext|>"
 END = "<|endoftext|>"
@@ -196,7 +197,7 @@ def local_vocabulary() -> str | None:
         return path if os.path.isfile(path) else None
     home = os.environ.get("KERAS_HOME") or os.path.join(os.path.expanduser("~"), ".keras")
     cached = Path(home, "datasets", NAME)
-    if not cached.is_file() or hashlib.sha256(cached.read_bytes()).hexdigest() != SHA256:
+    if not cached.is_file() or file_sha256(cached) != SHA256:
         return None
     return str(cached)
 

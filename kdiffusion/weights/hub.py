@@ -21,6 +21,7 @@ import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from kdiffusion.files import replacing
 from kdiffusion.weights.hub_errors import (
     WAITS,
     Address,
@@ -299,6 +300,5 @@ def _write_reference(reference: Path, commit: str) -> None:
     if reference.is_file() and reference.read_text() == commit:
         return
     reference.parent.mkdir(parents=True, exist_ok=True)
-    partial = reference.with_name(f"{reference.name}.{os.getpid()}.incomplete")
-    partial.write_text(commit)
-    partial.replace(reference)
+    with replacing(reference) as partial:
+        partial.write_text(commit)

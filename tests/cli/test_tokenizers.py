@@ -1,6 +1,7 @@
 """`kdiffusion convert` writes the tokenizer that a single file has not."""
 
 import gzip
+import hashlib
 from types import SimpleNamespace
 
 import pytest
@@ -64,6 +65,6 @@ def test_a_vocabulary_that_keras_has_fetched_is_found(tmp_path, monkeypatch):
     path = tmp_path / "datasets" / vocabulary.NAME
     path.write_bytes(b"damaged")
     assert local_vocabulary() is None
-    digest = vocabulary.hashlib.sha256(b"damaged").hexdigest()
+    digest = hashlib.sha256(b"damaged").hexdigest()
     monkeypatch.setattr(vocabulary, "SHA256", digest)
     assert local_vocabulary() == str(path)

@@ -44,14 +44,18 @@ def staged(path: str | os.PathLike) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def staged_file(path: str | os.PathLike) -> Iterator[Path]:
-    """Gives the path of a file to write that becomes `path` at the end, or nothing if that fails.
+def staged_file(path: str | os.PathLike, *, overwrite: bool = False) -> Iterator[Path]:
+    """Give the path of a file to write, which becomes `path` at the end, or nothing on an error.
 
     Args:
-        path: the file to make; it must not exist.
+        path: the file to make.
+        overwrite: whether it may exist and is replaced then.
+
+    Raises:
+        CheckpointError: If it exists and `overwrite` is false.
     """
     path = Path(path).absolute()
-    if path.exists() or path.is_symlink():
+    if not overwrite and (path.exists() or path.is_symlink()):
         raise CheckpointError(f"{path} exists already. Choose another path or remove it first.")
     stage = _beside(path)
     try:

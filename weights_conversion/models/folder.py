@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -24,7 +23,7 @@ from weights_conversion.files.errors import (
 from weights_conversion.files.limits import Limits
 from weights_conversion.files.opening import open_checkpoint
 from weights_conversion.files.safetensors_writer import Progress, write_safetensors
-from weights_conversion.files.staging import staged
+from weights_conversion.files.staging import staged, staged_file
 from weights_conversion.models.folder_files import (
     INDEX,
     STEMS,
@@ -251,12 +250,8 @@ def write_index(path: str | os.PathLike, class_name: str = "StableDiffusionPipel
     index["_class_name"] = class_name
     index["_diffusers_version"] = LAYOUT_VERSION
     index["requires_safety_checker"] = index["safety_checker"] != absent
-    partial = folder / f".model_index.json.{secrets.token_hex(4)}.partial"
-    try:
+    with staged_file(folder / INDEX, overwrite=True) as partial:
         write_json(partial, index)
-        partial.replace(folder / INDEX)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _class_row(component: Path) -> list[str | None]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import secrets
 import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +14,7 @@ import numpy as np
 from keras import ops
 
 from kdiffusion import images
+from kdiffusion.files import file_sha256, replacing
 from kdiffusion.images.reading import to_unit
 from kdiffusion.models.base import ArchitectureModel
 from kdiffusion.runtime import programs
@@ -270,8 +270,7 @@ def _encode_image(model, pictures):
 def _picture_digest(image, preprocessing):
     """What tells a picture from any other: the bytes of its file, or else its pixels."""
     if isinstance(image, (str, os.PathLike)):
-        with open(image, "rb") as file:
-            return hashlib.file_digest(file, "sha256").digest()
+        return bytes.fromhex(file_sha256(image))  # as in the names of the files that there are
     pixels = preprocessing(image)
     return _digest([str(pixels.dtype), pixels.tobytes()])
 
@@ -309,10 +308,5 @@ def _load(path: Path) -> np.ndarray:
 def _save(path: Path, array: np.ndarray) -> None:
     """Write a file whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    stage = path.with_name(f".{secrets.token_hex(8)}.partial")
-    try:
-        with open(stage, "wb") as file:
-            np.save(file, np.ascontiguousarray(array))
-        os.replace(stage, path)
-    finally:
-        stage.unlink(missing_ok=True)
+    with replacing(path) as partial, open(partial, "wb") as file:
+        np.save(file, np.ascontiguousarray(array))

@@ -22,6 +22,7 @@ import ml_dtypes
 import numpy as np
 from keras import ops
 
+from kdiffusion.files import file_sha256, json_sha256
 from weights_conversion import (
     Checkpoint,
     CheckpointMismatch,
@@ -40,7 +41,6 @@ LOCK = ".lock"
 _NAME = re.compile(r"step-(\d{8,})")
 _STAGES = ".step-*.partial"  # what `staged` makes and a killed process leaves
 _DAMAGED = "damaged-"
-_CHUNK = 1 << 22
 _SPARE = 1 << 20  # bytes for headers and the manifest
 
 # The variables of each file, by name.
@@ -85,9 +85,9 @@ def save(folder: Path, step: int, variables: Variables, notes: Mapping[str, Any]
         for name, file in variables.items():
             target = stage / f"{name}.safetensors"
             write_safetensors(target, _lazily(target, file))
-            files[target.name] = {"bytes": target.stat().st_size, "sha256": _sha256(target)}
+            files[target.name] = {"bytes": target.stat().st_size, "sha256": file_sha256(target)}
         manifest = {"step": step, "files": files, "notes": dict(notes)}
-        text = json.dumps({**manifest, "sha256": _digest(manifest)}, indent=1)
+        text = json.dumps({**manifest, "sha256": json_sha256(manifest)}, indent=1)
         with open(stage / MANIFEST, "w", encoding="utf-8") as output:
             output.write(text)
             output.flush()
@@ -144,7 +144,7 @@ def verify(path: Path) -> Saved:
         manifest = json.loads((path / MANIFEST).read_bytes())
         expected = manifest.pop("sha256")
         files, step, notes = manifest["files"], manifest["step"], manifest["notes"]
-        intact = _digest(manifest) == expected and path.name == f"step-{step:08d}"
+        intact = json_sha256(manifest) == expected and path.name == f"step-{step:08d}"
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CorruptCheckpoint(f"{path / MANIFEST} cannot be read: {error}.") from error
     if not intact:
@@ -157,7 +157,7 @@ def verify(path: Path) -> Saved:
                 f"{file} {'is missing' if size is None else f'has {size:,} bytes'}; "
                 f"{written['bytes']:,} were written."
             )
-        if _sha256(file) != written["sha256"]:
+        if file_sha256(file) != written["sha256"]:
             raise CorruptCheckpoint(f"{file} is not as it was written: its SHA-256 differs.")
     return Saved(path, step, notes)
 
@@ -303,18 +303,6 @@ def _fits(expected, received):
     # Keras counts steps in 64 bits on TensorFlow and in 32 on JAX.
     integers = expected.dtype.kind == received.dtype.kind == "i"
     return integers or expected.dtype == received.dtype
-
-
-def _digest(manifest):
-    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
-
-
-def _sha256(path):
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while part := file.read(_CHUNK):
-            digest.update(part)
-    return digest.hexdigest()
 
 
 def _sync(folder):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -12,6 +11,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from kdiffusion.files import json_sha256
 from kdiffusion.training.loop import checkpoints
 from kdiffusion.training.loop.settings import FREE, LoopSettings
 from kdiffusion.training.trainers.base import Trainer
@@ -85,19 +85,17 @@ def check_same(path: Path, saved: Mapping[str, Any], own: Mapping[str, Any]) -> 
 
 def _shapes(trainer, group):
     rows = checkpoints.named(trainer, group).items()
-    return _digest([[name, list(variable.shape), str(variable.dtype)] for name, variable in rows])
+    return json_sha256(
+        [[name, list(variable.shape), str(variable.dtype)] for name, variable in rows]
+    )
 
 
 def _first_batch(data, size):
     batch = {name: np.asarray(array) for name, array in data.batch(0, size).items()}
     return {
-        name: [list(array.shape), _digest(array.tolist()) if array.dtype.kind in "iu" else ""]
+        name: [list(array.shape), json_sha256(array.tolist()) if array.dtype.kind in "iu" else ""]
         for name, array in sorted(batch.items())
     }
-
-
-def _digest(value):
-    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
 
 
 def _plain(value):

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from weights_conversion import staged_file
+from kdiffusion.files import replacing
 
 LOG = "log.jsonl"
 CURVES = "curves.png"
@@ -111,9 +111,9 @@ class Report:
 
         def write():
             path = self.folder / "samples" / f"step-{step:08d}.png"
-            path.unlink(missing_ok=True)  # of a run that came further and was resumed before it
-            with staged_file(path) as stage:
-                image.save(stage, format="png")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(path) as partial:
+                image.save(partial, format="png")
 
         self._write(write)
         self._write(lambda: self._image_to_tensorboard(step, image))
@@ -278,6 +278,5 @@ def _cut(path, step):
     if not path.exists():
         return
     kept = [entry for entry in _entries(path) if entry["step"] <= step]
-    stage = path.with_name(f".{path.name}.partial")
-    stage.write_text("".join(json.dumps(entry) + "\n" for entry in kept), encoding="utf-8")
-    stage.replace(path)
+    with replacing(path) as partial:
+        partial.write_text("".join(json.dumps(entry) + "\n" for entry in kept), encoding="utf-8")
