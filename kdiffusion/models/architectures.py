@@ -193,6 +193,21 @@ class DiffusionArchitecture:
             _check_divisible("channels", width, "num_heads", heads)
             _check_divisible("channels", width, "num_groups", self.num_groups)
 
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Return the names of the network's inputs beside `latents` and `timestep`.
+
+        Returns:
+            Tuple with `"context"` for a network of texts and `"label"` for one of classes.
+        """
+        widths = {"context": self.context_width, "label": self.num_classes}
+        return tuple(name for name, width in widths.items() if width is not None)
+
+    @property
+    def conditioning_channels(self) -> int:
+        """Return the number of input channels behind the latents: 5 for inpainting, mostly 0."""
+        return self.in_channels - self.out_channels
+
 
 def _freeze_tuples(record, *names):
     """Accept lists (JSON has nothing else) where the record holds tuples."""

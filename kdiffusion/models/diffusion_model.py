@@ -71,7 +71,7 @@ class DiffusionModel(ArchitectureModel):
         inputs = _inputs(architecture)
         base = architecture.channels[0]
         time = TimeEmbedding(base, 4 * base, name="time_embedding", **options)(inputs["timestep"])
-        if architecture.num_classes is not None:
+        if "label" in architecture.inputs:
             embedding = LabelEmbedding(architecture.num_classes, name="label_embedding", **options)
             time = embedding(inputs["label"], time)
         unet = _Stages(architecture, options, time, inputs.get("context"))
@@ -103,11 +103,11 @@ def _inputs(architecture):
         ),
         "timestep": keras.Input((), name="timestep", dtype="float32"),
     }
-    if architecture.context_width is not None:
+    if "context" in architecture.inputs:
         inputs["context"] = keras.Input(
             (None, architecture.context_width), name="context", dtype="float32"
         )
-    if architecture.num_classes is not None:
+    if "label" in architecture.inputs:
         inputs["label"] = keras.Input((), name="label", dtype="int32")
     return inputs
 

@@ -108,8 +108,25 @@ def test_several_texts_denoise_the_same_latents(monkeypatch, architecture):
     assert set(batches[1:]) == {6}
 
 
+@pytest.mark.parametrize(
+    "architecture, names",
+    [
+        (UNET, ("context",)),
+        (OF_CLASSES, ("label",)),
+        (UNCONDITIONAL, ()),
+        (dataclasses.replace(UNET, num_classes=5), ("context", "label")),
+    ],
+    ids=["text", "classes", "unconditional", "both"],
+)
+def test_an_architecture_names_the_inputs_of_its_network(architecture, names):
+    assert architecture.inputs == names
+    assert sorted(DiffusionModel(architecture).input) == sorted([*names, "latents", "timestep"])
+
+
 def test_an_inpainting_unet_has_more_inputs_than_outputs():
-    model = DiffusionModel(dataclasses.replace(UNET, in_channels=9))
+    architecture = dataclasses.replace(UNET, in_channels=9)
+    assert (architecture.conditioning_channels, UNET.conditioning_channels) == (5, 0)
+    model = DiffusionModel(architecture)
     assert call(model, unet_inputs(channels=9)).shape == (2, 6, 10, 4)
 
 
