@@ -12,7 +12,7 @@ from kdiffusion.models.layers.attention import attend
 from kdiffusion.pipelines.settings import Settings
 from kdiffusion.pipelines.starts import Start
 from kdiffusion.runtime import programs
-from kdiffusion.sampling.run import Program
+from kdiffusion.runtime.programs import Program
 
 
 class Peer:

@@ -1,4 +1,4 @@
-"""`kdiffusion generate`: pictures from a prompt, from another picture, or of a class."""
+"""`kdiffusion generate`: images from a prompt, from another image, or of a class."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _ANOTHER = "for Stable Diffusion add --preset stable-diffusion-v1-5"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Say what the command understands."""
+    """Add the arguments of the command."""
     parser.description = "Draw pictures from a prompt, or of a class, and write them as PNG files."
     parser.set_defaults(run=run, usage_error=parser.error)
     for title, options in GENERATE.items():
@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Draw, then write all the pictures or none."""
+    """Generate, then write all images or none."""
     chosen = arguments.preset is not None
     if not chosen:
         arguments.preset = DEFAULT
@@ -181,7 +181,7 @@ def _show(path: Path) -> Callable[..., None]:
 
 
 def _parameters(arguments: argparse.Namespace, sampler: Sampler, spacing: Spacing) -> Parameters:
-    """How the pictures were made, but for what each has of its own."""
+    """Return the settings that all images share."""
     from kdiffusion.pipelines.metadata import Parameters
 
     return Parameters(
@@ -200,7 +200,7 @@ def _parameters(arguments: argparse.Namespace, sampler: Sampler, spacing: Spacin
 
 
 def _others(arguments, sampler):
-    """Settings that few pictures have, in AUTOMATIC1111's words where it has any."""
+    """Yield the settings that few images have, in AUTOMATIC1111's words where it has any."""
     if arguments.label is not None:
         yield "Class", arguments.label
     if arguments.mask is not None:
@@ -220,5 +220,5 @@ def _others(arguments, sampler):
 
 
 def _model_name(preset: str) -> str:
-    """The last part of a path or repository: where its owner keeps files is nobody's business."""
+    """Return the last part of a path or repository: its owner's folders are private."""
     return Path(preset).name.removesuffix(".safetensors")

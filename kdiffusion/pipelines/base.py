@@ -14,11 +14,13 @@ from kdiffusion import images
 from kdiffusion.models.architectures import DiffusionArchitecture
 from kdiffusion.pipelines.settings import Settings
 from kdiffusion.pipelines.starts import Start
-from kdiffusion.runtime import backend, kernel_files, programs
+from kdiffusion.runtime import programs
+from kdiffusion.runtime.preparation import prepare
+from kdiffusion.runtime.programs import Program
 from kdiffusion.sampling import run as sampling_run
 from kdiffusion.sampling.guidance import Guidance
 from kdiffusion.sampling.noise import NoiseStream
-from kdiffusion.sampling.run import Program, Run
+from kdiffusion.sampling.run import Run
 from kdiffusion.sampling.schedule import Schedule
 from kdiffusion.sampling.spacing import Spacing
 from kdiffusion.text.tokenizer import SimpleTokenizer
@@ -92,12 +94,10 @@ class Pipeline(abc.ABC):
         preset: str | os.PathLike,
         dtype: Any = None,
     ):
-        kernel_files.kernel_folder()  # TensorFlow is told of it before it does anything
-        backend.reserve_memory()
         self.img_height, self.img_width = images.check_size(img_height, img_width, self._multiple)
         self.preset = preset
         self.dtype_policy = keras.dtype_policies.get(dtype or keras.config.dtype_policy())
-        backend.check_kernels(self.dtype_policy.compute_dtype)
+        prepare(self.dtype_policy.compute_dtype)
         self.jit_compile = programs.use_jit(jit_compile)
         self._source: Source | None = None
         self._schedule: Schedule | None = None
@@ -290,14 +290,14 @@ class Pipeline(abc.ABC):
         Raises:
             ValueError: For a setting out of range, or if the latents are not finite.
         """
-        run = self.prepare(start, conditions, negatives, settings, streams)
+        run = self.make_run(start, conditions, negatives, settings, streams)
         network = self._load_for(run)
         watcher = settings.watcher()
         return sampling_run.sample(
             self._denoise_program, network, run, watcher, settings.resume, self.preview
         )
 
-    def prepare(
+    def make_run(
         self,
         start: Start,
         conditions: Conditions,
@@ -305,7 +305,7 @@ class Pipeline(abc.ABC):
         settings: Settings,
         streams: Sequence[NoiseStream],
     ) -> Run:
-        """Return the run that `denoise` makes, with the same arguments."""
+        """Return the `Run` of `denoise`; see there for the arguments."""
         count = len(streams)
         tables = settings.tables(count, self.schedule, self.default_sampling, start.strength)
         guidance = settings.guidance or Guidance()

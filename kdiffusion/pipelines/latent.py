@@ -12,8 +12,8 @@ from kdiffusion import images
 from kdiffusion.pipelines.base import Component, Pipeline
 from kdiffusion.pipelines.starts import Posterior
 from kdiffusion.pipelines.tiling import MAX_CELLS, decode_in_tiles
+from kdiffusion.runtime.programs import Program
 from kdiffusion.sampling.noise import noise_stream
-from kdiffusion.sampling.run import Program
 from kdiffusion.weights.variables import rebuilt
 
 _PREVIEW_PIXELS = 4  # along one side of a latent cell: half the size of the image

@@ -1,4 +1,4 @@
-"""How a picture was made, kept inside it: the `parameters` text of AUTOMATIC1111's web UI.
+"""The settings of an image, stored inside it: the `parameters` text of AUTOMATIC1111's web UI.
 
 The text is the prompt, then `Negative prompt: ...`, then one line of settings, `Steps: 20, Sampler:
 Euler a, CFG scale: 7, ...`. It is what the tools of the field read from each other's pictures.
@@ -30,7 +30,7 @@ _NEEDS_QUOTES = re.compile(r'^\s|\s$|[,:"\\\x00-\x1f\ud800-\udfff]')
 
 @dataclass(frozen=True)
 class Parameters:
-    """What one picture was made from, in the words of `StableDiffusion.text_to_image`.
+    """The settings of one image, named as those of `StableDiffusion.text_to_image`.
 
     Args:
         prompt: str.
@@ -66,7 +66,7 @@ class Parameters:
 
 
 def format_parameters(parameters: Parameters) -> str:
-    """Write the `parameters` text of a picture.
+    """Write the `parameters` text of an image.
 
     A prompt that the plain form cannot hold (one with a line that starts with `Negative prompt:`,
     say) is repeated among the settings as JSON, which AUTOMATIC1111's reader prefers too.
@@ -92,7 +92,7 @@ def format_parameters(parameters: Parameters) -> str:
 
 
 def parse_parameters(text: str) -> Parameters:
-    """Read the `parameters` text of a picture, from kdiffusion or another program.
+    """Read the `parameters` text of an image, from kdiffusion or another program.
 
     Args:
         text: str, whose last line holds the settings.
@@ -131,7 +131,7 @@ def parse_parameters(text: str) -> Parameters:
 
 
 def read_parameters(path: str | os.PathLike) -> Parameters:
-    """Read how a PNG file was made.
+    """Read the settings stored in a PNG file.
 
     Args:
         path: path of the file.
@@ -155,7 +155,7 @@ def read_parameters(path: str | os.PathLike) -> Parameters:
 def save_pictures(
     pictures: Mapping[Path, tuple[np.ndarray, Parameters]], *, overwrite: bool = False
 ) -> None:
-    """Write pictures as PNG files that say how they were made: all of them or none.
+    """Write images as PNG files that hold their settings: all of them or none.
 
     Each file appears under its name complete or not at all.
 
@@ -181,7 +181,7 @@ def save_pictures(
 
 
 def _write_png(path: Path, image: np.ndarray, parameters: Parameters) -> None:
-    """Write a PNG file, which is on the disk when this returns."""
+    """Write a PNG file and flush it to the disk."""
     info = PngInfo()
     info.add_text("parameters", format_parameters(parameters))  # tEXt; iTXt beyond Latin-1
     with open(path, "wb") as file:
@@ -191,7 +191,7 @@ def _write_png(path: Path, image: np.ndarray, parameters: Parameters) -> None:
 
 
 def _settings(parameters: Parameters) -> Iterator[tuple[str, str]]:
-    """The settings in AUTOMATIC1111's order."""
+    """Yield the settings in AUTOMATIC1111's order."""
     spacing = dict.fromkeys((parameters.spacing or "").split("+"))
     sigmas = next((label for name, label in _SIGMA_SPACINGS.items() if name in spacing), None)
     timesteps = next((name for name in spacing if name and name not in _SIGMA_SPACINGS), None)
@@ -214,7 +214,7 @@ def _settings(parameters: Parameters) -> Iterator[tuple[str, str]]:
 
 
 def _plain(number: float | None) -> float | None:
-    """7 for 7.0, as people write it."""
+    """Write 7.0 as 7, as people do."""
     return int(number) if number is not None and float(number).is_integer() else number
 
 
@@ -225,7 +225,7 @@ def _join(prompt: str, negative_prompt: str, settings: Mapping[str, str]) -> str
 
 
 def _split(text: str) -> tuple[str, str, str]:
-    """The prompt, the negative prompt, and the line of settings."""
+    """Split a text into the prompt, the negative prompt and the line of settings."""
     *lines, line = text.split("\n")
     start = next((i for i, each in enumerate(lines) if each.startswith(_NEGATIVE)), len(lines))
     negative = "\n".join(lines[start:]).removeprefix(_NEGATIVE).removeprefix(" ")
@@ -233,7 +233,7 @@ def _split(text: str) -> tuple[str, str, str]:
 
 
 def _storable(text: str) -> str:
-    """The text without what a PNG text cannot hold: NUL and lone surrogates."""
+    """Remove what a PNG text cannot hold: NUL and lone surrogates."""
     return text.replace("\0", " ").encode("utf-8", "replace").decode("utf-8")
 
 
@@ -268,7 +268,7 @@ def _size(settings: dict[str, str]) -> tuple[int | None, int | None]:
 
 
 def _sampler(settings: dict[str, str]) -> tuple[str | None, str | None]:
-    """The sampler and the spacing. Until 1.8 AUTOMATIC1111 wrote 'DPM++ 2M Karras' as one label."""
+    """Read sampler and spacing. Until 1.8 AUTOMATIC1111 wrote one label, 'DPM++ 2M Karras'."""
     label = settings.get("Sampler", "")
     for suffix in (_SIGMA_SPACINGS[name] for name in ("karras", "exponential")):
         if label.endswith(f" {suffix}"):
@@ -283,7 +283,7 @@ def _sampler(settings: dict[str, str]) -> tuple[str | None, str | None]:
 
 
 def _pop_known(settings: dict[str, str], key: str, labels: Mapping[str, str]) -> str | None:
-    """The name whose label the setting is, else the setting itself."""
+    """Return the name whose label the setting is, else the setting itself."""
     value = settings.pop(key, None)
     return next((name for name, label in labels.items() if label == value), value)
 

@@ -1,10 +1,9 @@
-"""Stable Diffusion: a sentence in, pictures out."""
+"""Stable Diffusion: images from texts."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any, Unpack
 
 import numpy as np
@@ -25,7 +24,7 @@ from kdiffusion.pipelines.starts import (
     inpainting_start,
     noise_start,
 )
-from kdiffusion.pipelines.text import TextPipeline
+from kdiffusion.pipelines.text import TextPipeline, Texts
 from kdiffusion.sampling.noise import NoiseStream
 from kdiffusion.weights.variables import save
 
@@ -33,13 +32,13 @@ from kdiffusion.weights.variables import save
 class StableDiffusion(TextPipeline):
     """Stable Diffusion 1.x and 2.x, from the public checkpoints.
 
-    Nothing is read or downloaded before it is needed. All settings of a picture are data: after
-    the first picture of a size, prompts, seeds, samplers, steps and guidance scales change without
+    Nothing is read or downloaded before it is needed. All settings of a image are data: after
+    the first image of a size, prompts, seeds, samplers, steps and guidance scales change without
     a new compilation.
 
     Args:
-        img_height: int, default height of a picture in pixels, a multiple of 8.
-        img_width: int, default width of a picture in pixels, a multiple of 8.
+        img_height: int, default height of a image in pixels, a multiple of 8.
+        img_width: int, default width of a image in pixels, a multiple of 8.
         jit_compile: `True`, `False` or `"auto"`, whether to compile with XLA. Automatic means
             everywhere but on TensorFlow's CPU, where a plain graph is faster.
         preset: a name in `weights.presets.PRESETS`, the path of a folder in diffusers'
@@ -310,8 +309,7 @@ class StableDiffusion(TextPipeline):
     @property
     def _is_conditioned(self):
         """Tell if this is an inpainting network, whose input has further channels."""
-        architecture = self.architecture("diffusion_model")
-        return architecture.in_channels > architecture.out_channels
+        return self.architecture("diffusion_model").conditioning_channels > 0
 
     def _generate(
         self, texts: Texts, start: Start, settings: Settings, streams: Sequence[NoiseStream]
@@ -358,53 +356,6 @@ class StableDiffusion(TextPipeline):
         if len(pictures) == 1:
             return np.repeat(pictures, count, axis=0)
         return np.stack(one_each("image", pictures, count))
-
-
-@dataclass(frozen=True)
-class Texts:
-    """The texts of a call.
-
-    Args:
-        count: int, images.
-        prompts: list of n texts, each for count / n images in a row.
-        negatives: list of one or n texts, likewise; `None` where the user gave none.
-        context: encoded texts in place of prompts, or `None`.
-    """
-
-    count: int
-    prompts: Sequence[str]
-    negatives: Sequence[str | None]
-    context: dict[str, np.ndarray] | None = None
-
-    @classmethod
-    def of_prompts(cls, prompt, negative_prompt, batch_size):
-        """Return the texts of n * batch_size images."""
-        prompts = [prompt] if isinstance(prompt, str) else _strings("prompt", prompt)
-        if not prompts:
-            raise ValueError("`prompt` must be a text or a list of texts. Received: an empty list")
-        count = len(prompts) * check_count("batch_size", batch_size)
-        return cls(count, prompts, cls._negatives(negative_prompt, len(prompts)))
-
-    @classmethod
-    def of_context(cls, context, negative_prompt):
-        """Return the texts of images of which each has an encoded text."""
-        negatives = cls._negatives(negative_prompt, len(context))
-        return cls(len(context), [], negatives, {"context": context})
-
-    @staticmethod
-    def _negatives(negative_prompt, count):
-        if negative_prompt is None or isinstance(negative_prompt, str):
-            return [negative_prompt]
-        return _strings("negative_prompt", one_each("negative_prompt", negative_prompt, count))
-
-
-def _strings(name, texts):
-    """Return a list of texts, if it is one."""
-    if not isinstance(texts, Collection) or not all(isinstance(text, str) for text in texts):
-        raise ValueError(
-            f"`{name}` must be a list of strings, or a single one. Received: {texts!r:.200}"
-        )
-    return list(texts)
 
 
 def _repeated(conditions, count):

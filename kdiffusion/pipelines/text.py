@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,8 @@ from keras import ops
 
 from kdiffusion.pipelines.base import Component
 from kdiffusion.pipelines.latent import LatentPipeline
-from kdiffusion.sampling.run import Program
+from kdiffusion.pipelines.settings import check_count, one_each
+from kdiffusion.runtime.programs import Program
 from kdiffusion.text.tokenizer import SimpleTokenizer
 
 
@@ -83,6 +85,53 @@ class TextPipeline(LatentPipeline):
             Dictionary as `conditions` returns.
         """
         return self.conditions([text or "" for text in texts], size)
+
+
+@dataclass(frozen=True)
+class Texts:
+    """The texts of a call.
+
+    Args:
+        count: int, images.
+        prompts: list of n texts, each for count / n images in a row.
+        negatives: list of one or n texts, likewise; `None` where the user gave none.
+        context: encoded texts in place of prompts, or `None`.
+    """
+
+    count: int
+    prompts: Sequence[str]
+    negatives: Sequence[str | None]
+    context: dict[str, np.ndarray] | None = None
+
+    @classmethod
+    def of_prompts(cls, prompt, negative_prompt, batch_size):
+        """Return the texts of n * batch_size images."""
+        prompts = [prompt] if isinstance(prompt, str) else _strings("prompt", prompt)
+        if not prompts:
+            raise ValueError("`prompt` must be a text or a list of texts. Received: an empty list")
+        count = len(prompts) * check_count("batch_size", batch_size)
+        return cls(count, prompts, cls._negatives(negative_prompt, len(prompts)))
+
+    @classmethod
+    def of_context(cls, context, negative_prompt):
+        """Return the texts of images of which each has an encoded text."""
+        negatives = cls._negatives(negative_prompt, len(context))
+        return cls(len(context), [], negatives, {"context": context})
+
+    @staticmethod
+    def _negatives(negative_prompt, count):
+        if negative_prompt is None or isinstance(negative_prompt, str):
+            return [negative_prompt]
+        return _strings("negative_prompt", one_each("negative_prompt", negative_prompt, count))
+
+
+def _strings(name, texts):
+    """Return a list of texts, if it is one."""
+    if not isinstance(texts, Collection) or not all(isinstance(text, str) for text in texts):
+        raise ValueError(
+            f"`{name}` must be a list of strings, or a single one. Received: {texts!r:.200}"
+        )
+    return list(texts)
 
 
 def _encode_text(model, tokens):

@@ -1,4 +1,4 @@
-"""Decoding large latents tile by tile."""
+"""Decode large latents tile by tile."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def decode_in_tiles(
 
 
 def _starts(size: int, tile: int, overlap: int) -> list[int]:
-    """Evenly spread first cells of tiles that cover `size` cells and all have the same size."""
+    """Spread the first cells of equal tiles evenly over `size` cells."""
     if size <= tile:
         return [0]
     count = -(-(size - overlap) // (tile - overlap))
@@ -59,6 +59,6 @@ def _starts(size: int, tile: int, overlap: int) -> list[int]:
 
 
 def _ramp(tile: int, overlap: int) -> np.ndarray:
-    """Weights along a side: rising over the overlap, 1 inside, falling again; never 0."""
+    """Return the weights along a side: rising over the overlap, then 1, then falling; never 0."""
     distance = np.minimum(np.arange(tile), np.arange(tile)[::-1]) + 1.0
     return np.minimum(distance / (overlap + 1.0), 1.0).astype(np.float32)

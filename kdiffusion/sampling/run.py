@@ -9,7 +9,8 @@ import keras
 import numpy as np
 from keras import ops
 
-from kdiffusion.runtime import backend, graph_files, plain_graph, programs
+from kdiffusion.runtime import backend
+from kdiffusion.runtime.programs import Program
 from kdiffusion.sampling import loop
 from kdiffusion.sampling.guidance import Guidance, classifier_free
 from kdiffusion.sampling.noise import NoiseStream
@@ -17,7 +18,7 @@ from kdiffusion.sampling.table import NUM_REGISTERS, Rows, Table, pack
 
 
 class State(NamedTuple):
-    """All that a run needs to go on where it was stopped, besides its own settings.
+    """The state of a stopped run: with the same settings it continues from here.
 
     Args:
         row: int, how many network calls are done.
@@ -58,7 +59,7 @@ class Step(NamedTuple):
 
 
 class Run(NamedTuple):
-    """A batch of images to be drawn.
+    """A batch of images to be generated.
 
     Args:
         tables: one `Table` for each image.
@@ -78,60 +79,6 @@ class Run(NamedTuple):
     scales: np.ndarray
     guidance: Guidance
     streams: Sequence[NoiseStream]
-
-
-class Program:
-    """A compiled function of a model, its weights and further tensors.
-
-    The weights are arguments, so changed weights, and another model of the same architecture, are
-    seen by the next call without a new compilation.
-
-    Args:
-        function: pure function `(model, *tensors) -> tensors`.
-        jit_compile: bool, whether to use XLA.
-    """
-
-    def __init__(self, function: Callable, jit_compile: bool):
-        self._function = function
-        self._jit_compile = jit_compile
-        self._compiled: dict[Any, Callable] = {}
-        self._model: Any = None
-
-    def __call__(self, model: keras.Model, *tensors):
-        return self._compiled_for(model)(backend.weights_of(model), *tensors)
-
-    def prepare(self, model: keras.Model, *tensors) -> None:
-        """Begin, in a thread, what a call with such tensors needs to begin with, where that pays.
-
-        Args:
-            model: the model, whose weights may be unread.
-            tensors: of the right shapes; their values do not matter.
-        """
-        compiled = self._compiled_for(model)
-        if isinstance(compiled, plain_graph.PlainGraph):
-            compiled.prepare(backend.weights_of(model), *tensors)
-
-    def _compiled_for(self, model):
-        self._model = model
-        key = (type(model), getattr(model, "architecture", model), model.dtype_policy.name)
-        if key not in self._compiled:
-            self._compiled[key] = programs.compile_function(
-                self._traceable(), self._jit_compile, self._identity
-            )
-        return self._compiled[key]
-
-    def _identity(self):
-        return graph_files.identity_of(self._function, self._model)
-
-    def _traceable(self):
-        """A new function each time: JAX shares traces between equal functions, as methods are."""
-
-        def call(weights, *tensors):
-            # The model is looked up when the function is traced: a closure would keep it alive.
-            with backend.with_weights(self._model, weights):
-                return self._function(self._model, *tensors)
-
-        return call
 
 
 def denoise(model, registers, block, start, stop, inputs):
@@ -179,7 +126,7 @@ def denoise(model, registers, block, start, stop, inputs):
 
 
 def prepare(program: Program, model: keras.Model, run: Run) -> None:
-    """Begin to make the program ready for the first network call of a run, see `Program.prepare`.
+    """Begin to prepare the program for a run's first network call, see `Program.prepare`.
 
     Args:
         program: the `Program` of `denoise`.
@@ -253,7 +200,7 @@ def _start(latents):
 
 
 def _land_on_latents(rows: Rows) -> Rows:
-    """The rows with the last landing of each image on the latents themselves.
+    """Let the last row of each image land on the latents themselves.
 
     What is known of a picture ends as it is known, also where the sampler ends on the level of
     timestep 0.
@@ -264,7 +211,7 @@ def _land_on_latents(rows: Rows) -> Rows:
 
 
 def _segments(scales, first, last, watched):
-    """Ranges of rows that go to the device in one call: of one block and one guidance scale."""
+    """Yield ranges of rows for one call of the program: of one block and one guidance scale."""
     single = watched or not backend.on_accelerator()
     row = first
     while row < last:
@@ -281,7 +228,7 @@ def _segments(scales, first, last, watched):
 
 
 def _block(rows: Rows, run: Run, previous: int, first: int):
-    """The block that starts at row `first`, with its noise; the streams are at `previous`' end."""
+    """Return the block from row `first` on, with its noise; the streams are at `previous`' end."""
     shape = run.latents.shape
     # A resumed run passes over the noise of the blocks that it has behind it.
     drawn = 0 if previous < 0 else previous + loop.BLOCK
@@ -315,7 +262,7 @@ def _inputs_and_guided(run):
 
 
 def _network_inputs(scales, plain, guided):
-    """What the network is given beside the latents in a row of these guidance scales."""
+    """Return the network's further inputs for a row of these guidance scales."""
     if scales.max() > 1.0:
         return {**guided, "guidance_scale": ops.convert_to_tensor(scales)}
     return plain

@@ -122,7 +122,7 @@ def check_weights(table, exact):
 
 def check_compiled(table, pipeline, results):
     """The networks as pipelines run them."""
-    from kdiffusion.sampling.run import Program
+    from kdiffusion.runtime.programs import Program
 
     program = Program(call, pipeline.jit_compile)
     for case in results["inputs"]:

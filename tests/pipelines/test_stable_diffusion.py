@@ -10,8 +10,8 @@ import pytest
 from kdiffusion import Guidance, LatentDiffusion, Sampler, StableDiffusion
 from kdiffusion.pipelines.settings import DrawSettings, Settings
 from kdiffusion.runtime import backend
+from kdiffusion.runtime.programs import Program
 from kdiffusion.sampling.noise import noise_stream
-from kdiffusion.sampling.run import Program
 from kdiffusion.weights.sources import RandomSource
 
 PROMPT = "a red circle"

@@ -14,8 +14,8 @@ from kdiffusion.models.diffusion_model import DiffusionModel
 from kdiffusion.models.layers import attention
 from kdiffusion.models.layers.norms import GroupNorm
 from kdiffusion.runtime import backend, cache_folder, graph_files, plain_graph
+from kdiffusion.runtime.programs import Program
 from kdiffusion.sampling import run as generation
-from kdiffusion.sampling.run import Program
 
 if backend.name() != "tensorflow" or backend.on_accelerator():
     pytest.skip("XLA compiles everything here", allow_module_level=True)

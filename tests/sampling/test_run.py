@@ -5,11 +5,12 @@ import numpy as np
 import pytest
 from keras import ops
 
+from kdiffusion.runtime.programs import Program
 from kdiffusion.sampling import loop
 from kdiffusion.sampling import run as generation
 from kdiffusion.sampling.guidance import Guidance, classifier_free
 from kdiffusion.sampling.noise import noise_stream
-from kdiffusion.sampling.run import Program, Run
+from kdiffusion.sampling.run import Run
 from kdiffusion.sampling.samplers import SAMPLERS, make_table
 from kdiffusion.sampling.schedule import Schedule
 from kdiffusion.sampling.spacing import Spacing

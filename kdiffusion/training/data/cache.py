@@ -18,7 +18,7 @@ from kdiffusion.files import file_sha256, replacing
 from kdiffusion.images.reading import to_unit
 from kdiffusion.models.base import ArchitectureModel
 from kdiffusion.runtime import programs
-from kdiffusion.sampling.run import Program
+from kdiffusion.runtime.programs import Program
 from kdiffusion.training.data.batches import (
     Arrays,
     Data,

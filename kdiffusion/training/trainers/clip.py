@@ -14,7 +14,7 @@ from kdiffusion.models.image_tower import ImageTower
 from kdiffusion.models.text_encoder import TextEncoder
 from kdiffusion.records import fields
 from kdiffusion.runtime import programs
-from kdiffusion.sampling.run import Program
+from kdiffusion.runtime.programs import Program
 from kdiffusion.text.tokenizer import SimpleTokenizer
 from kdiffusion.training.trainers.base import Batch, Trainer
 from kdiffusion.weights import clip_folder
