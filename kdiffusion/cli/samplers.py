@@ -1,4 +1,4 @@
-"""`kdiffusion samplers`: the samplers by name, as a table, as JSON, or as a picture."""
+"""`kdiffusion samplers`: the samplers by name, as a table, as JSON, or as a plot."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ spacings: leading, trailing and linspace of timesteps; karras, exponential and b
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Say what the command understands."""
-    parser.description = "List the samplers, or draw their levels and coefficients."
+    """Add the command's description and options."""
+    parser.description = "List the samplers, or plot their levels and coefficients."
     parser.set_defaults(run=run, usage_error=parser.error)
     parser.add_argument(
         "--sampler", nargs="+", metavar="NAME", help="only these (default: all of them)"
@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="for programs, not for people")
     form.add_argument(
-        "--plot", type=Path, metavar="FILE.png", help="draw them; needs kdiffusion[plot]"
+        "--plot", type=Path, metavar="FILE.png", help="plot them; needs kdiffusion[plot]"
     )
     parser.add_argument("--steps", type=count, metavar="N", help="of the plot (default: 20)")
     parser.add_argument("--spacing", **SPACING | {"help": "of the plot (default: leading)"})
@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Print the table, or write the picture and print its name."""
+    """Print the table, or write the plot and print its name."""
     from kdiffusion.sampling.samplers import SAMPLERS, Sampler
 
     for name in ("steps", "spacing"):
@@ -51,7 +51,7 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.json:
         print(json.dumps(records, indent=2))
     else:
-        sys.stdout.writelines(f"{line}\n" for line in _lines(records))
+        sys.stdout.writelines(f"{line}\n" for line in [*_table(records), *_uses(records)])
         print(_NOTES, end="")
 
 
@@ -66,7 +66,7 @@ def _plot(arguments, names):
 
 
 def _record(name: str) -> dict[str, Any]:
-    """What a sampler is, told by its record and by the tables that it makes."""
+    """Return what a sampler is, from its record and from the tables that it makes."""
     import numpy as np
 
     from kdiffusion.sampling.levels import FAMILIES
@@ -81,6 +81,7 @@ def _record(name: str) -> dict[str, Any]:
     return {
         "name": name,
         "label": record.label,
+        "description": record.description,
         "orders": list(range(1, record.max_order + 1)),
         "order": record.order,
         "eta": record.eta,
@@ -91,13 +92,21 @@ def _record(name: str) -> dict[str, Any]:
     }
 
 
-def _lines(records: Sequence[dict[str, Any]]) -> Iterator[str]:
-    """The records as columns of text."""
+def _table(records: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """Yield the options of samplers, in columns."""
     rows = [("name", "label", "orders", "eta", "calls", "noise", "spacings")]
     rows += [_row(record) for record in records]
     widths = [max(map(len, column)) for column in zip(*rows)]
     for row in rows:
         yield "  ".join(text.ljust(width) for text, width in zip(row, widths)).rstrip()
+
+
+def _uses(records: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """Yield an empty line, then what each sampler is good for."""
+    width = max(len(record["name"]) for record in records)
+    yield ""
+    for record in records:
+        yield f"{record['name']:{width}}  {record['description']}"
 
 
 def _row(record):

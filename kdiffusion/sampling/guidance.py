@@ -1,4 +1,4 @@
-"""Guidance: transforms of a prediction function, prediction in, prediction out.
+"""Guidance: transforms of a prediction function into another.
 
 A prediction function maps `(x, timestep)` to what the network returns. Guiding the raw prediction
 equals guiding the denoised latents, because one is an affine function of the other that the two
@@ -19,7 +19,7 @@ Predict = Callable[[Any, Any], Any]
 
 @dataclass(frozen=True)
 class Guidance:
-    """How the unguided and the guided prediction are combined, beyond the guidance scale.
+    """Options of guidance beyond its scale.
 
     Args:
         rescale: float in [0, 1], how far the guided prediction is brought back to the standard
@@ -53,7 +53,7 @@ class Guidance:
             )
 
     def row_scales(self, steps: np.ndarray, scales: np.ndarray) -> np.ndarray:
-        """The guidance scale of every row and image; 1, which is off, outside the interval.
+        """Return the guidance scale of every row and image; 1, which is off, outside the interval.
 
         Args:
             steps: (rows, batch) int, the step that each row belongs to, -1 where an image is done.
@@ -68,18 +68,18 @@ class Guidance:
 
 
 def classifier_free(predict: Predict, scale: Any, rescale: Any) -> Predict:
-    """Classifier-free guidance in one network call of twice the batch (Ho & Salimans 2022).
+    """Guide without a classifier, in one network call of twice the batch (Ho & Salimans 2022).
 
     Args:
-        predict: prediction function of twice the batch, the negative half first; it is given x
-            once.
+        predict: prediction function that takes x once and returns twice the batch, the negative
+            half first.
         scale: (batch,) float32; negative + scale * (positive - negative).
         rescale: (batch,) float32, see `Guidance`.
 
     Returns:
         A prediction function of the undoubled batch.
     """
-    scale, rescale = _per_image(scale), _per_image(rescale)
+    scale, rescale = per_image(scale), per_image(rescale)
 
     def guided(x, timestep):
         negative, positive = ops.split(predict(x, timestep), 2)
@@ -90,7 +90,8 @@ def classifier_free(predict: Predict, scale: Any, rescale: Any) -> Predict:
     return guided
 
 
-def _per_image(values):
+def per_image(values: Any) -> Any:
+    """Reshape (batch,) values to (batch, 1, 1, 1), to be combined with images or latents."""
     return ops.reshape(values, (-1, 1, 1, 1))
 
 

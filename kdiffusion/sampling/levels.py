@@ -1,8 +1,11 @@
-"""The levels that a run visits: which timesteps and sigmas, for each family of samplers."""
+"""The levels that a run visits: timesteps and sigmas, for each family of samplers."""
+
+from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Callable, NamedTuple, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -14,15 +17,19 @@ from kdiffusion.sampling.spacing import (
     spread_timesteps,
 )
 
-__all__ = ["FAMILIES", "Level", "Levels", "Spacing", "make_levels"]
-
-# The solver steps that latent consistency models are distilled from, and sampled on a part of
-# (Luo et al. 2023; the published weights' `original_inference_steps`).
+# Latent consistency models are distilled from a solver of this many steps, and sampled on some of
+# them (Luo et al. 2023; the published weights' `original_inference_steps`).
 DISTILLED_STEPS = 50
 
 
 class Level(NamedTuple):
-    """A noise level: at it the network is told `timestep` and sees `x = a * z + s * noise`."""
+    """A noise level: the network gets `timestep` and `x = a * z + s * noise`.
+
+    Args:
+        timestep: float, which need not be whole.
+        a: float, scale of the latents in `x`.
+        s: float, scale of the noise in `x`.
+    """
 
     timestep: float
     a: float
@@ -30,7 +37,7 @@ class Level(NamedTuple):
 
     @property
     def sigma(self) -> float:
-        """Noise relative to unit signal, infinite for pure noise."""
+        """Return the noise relative to unit signal, infinite for pure noise."""
         return self.s / self.a if self.a else math.inf
 
 
@@ -38,10 +45,10 @@ class Levels(NamedTuple):
     """The levels of one run and what they were made from.
 
     Args:
-        points: tuple of Level, one for each step and last the one where the run ends.
+        points: tuple of `Level`, one for each step and a last one where the run ends.
         num_steps: int, steps of the whole run, before `strength` left any out.
-        schedule: Schedule.
-        spacing: Spacing.
+        schedule: `Schedule`.
+        spacing: `Spacing`.
         start_scale: float, `x = start_scale * noise` where a run starts from noise alone.
     """
 
@@ -52,13 +59,13 @@ class Levels(NamedTuple):
     start_scale: float
 
 
-class Family(NamedTuple):
-    """Where the reference implementations of some samplers put the levels of a run.
+class LevelFamily(NamedTuple):
+    """Samplers whose reference implementations put the levels of a run at the same places.
 
     Args:
-        points: function of (schedule, num_steps, spacing, strength), returns the Level of each
-            step that is run.
-        end: function of (schedule, spacing), returns the Level where the run ends.
+        points: function `(schedule, num_steps, spacing, strength)` that returns the `Level` of
+            each step that is run.
+        end: function `(schedule, spacing)` that returns the `Level` where the run ends.
         sigma_spacings: bool, whether the samplers take a sigma spacing.
         scaled_start: bool, whether a start from noise alone is scaled to the noise of the first
             level, with trailing and linspace timesteps.
@@ -73,18 +80,21 @@ class Family(NamedTuple):
 def make_levels(
     schedule: Schedule, num_steps: int, spacing: Spacing, family: str, strength: float = 1.0
 ) -> Levels:
-    """Returns the levels that a family of samplers visits in `num_steps` steps.
+    """Return the levels that a family of samplers visits in `num_steps` steps.
 
     Args:
-        schedule: Schedule of the network.
+        schedule: `Schedule` of the network.
         num_steps: int, 1 to `schedule.num_timesteps`.
-        spacing: Spacing.
+        spacing: `Spacing`.
         family: name in `FAMILIES`.
         strength: float in (0, 1], the share of the noise range that is run, counted from its end.
 
+    Returns:
+        `Levels`.
+
     Raises:
-        ValueError: if the schedule has no such number of distinct levels, or the family has no
-            such spacing, or nothing is left to run.
+        ValueError: If the schedule has fewer distinct levels, the family does not take the
+            spacing, or no step is left to run.
     """
     record = FAMILIES[family]
     if not 1 <= num_steps <= schedule.num_timesteps:
@@ -116,12 +126,12 @@ def make_levels(
 
 
 def level_at_sigma(schedule: Schedule, sigma: float) -> Level:
-    """Returns the level of a sigma, at a timestep that need not be whole."""
+    """Return the level of a sigma, at a timestep that need not be whole."""
     return Level(schedule.timestep(sigma), *level_of_sigma(sigma))
 
 
 def level_at_timestep(schedule: Schedule, timestep: float) -> Level:
-    """Returns the level of a timestep, which need not be whole."""
+    """Return the level of a timestep, which need not be whole."""
     return Level(float(timestep), *schedule.level(timestep))
 
 
@@ -187,14 +197,14 @@ def _end_of_sigmas(schedule, spacing):
 
 
 FAMILIES = {
-    "ddim": Family(_whole_points, _end_of_alphas, sigma_spacings=False),
-    "ddpm": Family(_whole_points, _end_at_latents, sigma_spacings=False),
-    "euler": Family(_fractional_points, _end_of_sigmas, scaled_start=True),
-    "dpm2": Family(_dpm2_points, _end_of_sigmas, scaled_start=True),
-    "dpmpp": Family(_inner_points, _end_of_sigmas),
-    "deis": Family(_inner_points, _end_at_timestep_0),
-    "lcm": Family(_distilled_points, _end_at_latents, sigma_spacings=False),
-    "tcd": Family(_distilled_points, _end_at_timestep_0, sigma_spacings=False),
+    "ddim": LevelFamily(_whole_points, _end_of_alphas, sigma_spacings=False),
+    "ddpm": LevelFamily(_whole_points, _end_at_latents, sigma_spacings=False),
+    "euler": LevelFamily(_fractional_points, _end_of_sigmas, scaled_start=True),
+    "dpm2": LevelFamily(_dpm2_points, _end_of_sigmas, scaled_start=True),
+    "dpmpp": LevelFamily(_inner_points, _end_of_sigmas),
+    "deis": LevelFamily(_inner_points, _end_at_timestep_0),
+    "lcm": LevelFamily(_distilled_points, _end_at_latents, sigma_spacings=False),
+    "tcd": LevelFamily(_distilled_points, _end_at_timestep_0, sigma_spacings=False),
 }
 
 
@@ -210,9 +220,9 @@ def _points_at(schedule, timesteps, spacing):
 
 
 def _points_between(schedule, num_steps, spacing, first, last):
-    # Pure noise has no sigma to spread from; the reference implementations give it this one.
+    # Pure noise has no finite sigma to spread from; the reference implementations take this one.
     sigmas = spread_sigmas(spacing, min(first.sigma, LARGEST_SIGMA), last.sigma, num_steps)
-    # The ends are the levels themselves, exact and, if the first is pure noise, without a sigma.
+    # The ends stay the given levels, which are exact; pure noise has no finite sigma.
     return [first, *(level_at_sigma(schedule, s) for s in sigmas[1:-1]), last][:num_steps]
 
 
@@ -221,7 +231,7 @@ def _rounded(points, rounding):
 
 
 def _later(points, strength):
-    """Returns the last share of the levels of a run, rounded down as diffusers does."""
+    """Return the last share of the levels of a run, rounded down as in diffusers."""
     steps = int(len(points) * strength)
     if steps == 0:
         raise ValueError(

@@ -1,14 +1,16 @@
 """Unit noise from a seed, value for value the streams that PyTorch draws on a CPU and on a GPU.
 
 A seed then gives the start that diffusers and ComfyUI ("cpu") or AUTOMATIC1111 ("cuda") give it.
-Uniforms and angles are float32, as they are there; log, sqrt, sin and cos are float64 and rounded
-once, so that every machine draws the same.
+Uniforms and angles are float32, as in PyTorch. Log, sqrt, sin and cos are float64 and rounded
+once, so that every machine draws the same values.
 """
+
+from __future__ import annotations
 
 import abc
 import math
 import operator
-from typing import Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -16,42 +18,46 @@ _TWO_PI = np.float32(2.0 * math.pi)
 
 
 class NoiseStream(abc.ABC):
-    """A stream of unit normal noise; each draw continues where the last one ended.
+    """A stream of unit normal noise of one image; each draw continues where the last one ended.
+
+    A stream is mutable, and an image depends on the order in which it is read: first what the
+    start of a run needs (samples of encoded images, then the start noise), then the fresh noise of
+    each row of the sampler's table, in order. Make a new stream for each image that is generated.
 
     Args:
         seed: int, 0 to 2**64 - 1.
     """
 
     def draw(self, height: int, width: int, channels: int) -> np.ndarray:
-        """Returns the noise of one image, `(height, width, channels)` float32.
+        """Draw the noise of one image, `(height, width, channels)` float32.
 
-        Drawn with channels first, as the reference implementations lay their latents out.
+        It is drawn with channels first, as the reference implementations lay their latents out.
         """
         return np.ascontiguousarray(self.normal((channels, height, width)).transpose(1, 2, 0))
 
     def normal(self, shape: Sequence[int]) -> np.ndarray:
-        """Returns float32 noise of any shape, filled in C order as `torch.randn` fills it."""
+        """Draw float32 noise of any shape, filled in C order as `torch.randn` fills it."""
         shape = tuple(shape)
         return self._values(math.prod(shape)).reshape(shape)
 
     @abc.abstractmethod
     def _values(self, count: int) -> np.ndarray:
-        """The next `count` numbers of the stream, float32."""
+        """Return the next `count` numbers of the stream, float32."""
 
 
 def noise_stream(seed: int, kind: str = "cpu") -> NoiseStream:
-    """Returns the noise stream of a seed.
+    """Return the noise stream of a seed.
 
     Args:
         seed: int, -2**63 to 2**64 - 1; a negative one is the seed `2**64 + seed`, as in PyTorch.
-        kind: `"cpu"`, the stream of PyTorch's CPU generator, or `"cuda"`, the one it draws on a
-            GPU.
+        kind: `"cpu"`, the stream of PyTorch's CPU generator, or `"cuda"`, that of its GPU
+            generator.
 
     Returns:
-        A NoiseStream.
+        `NoiseStream`.
 
     Raises:
-        ValueError: for a seed out of range or an unknown kind.
+        ValueError: If the seed is out of range or the kind unknown.
 
     Example:
 
@@ -73,7 +79,7 @@ def noise_stream(seed: int, kind: str = "cpu") -> NoiseStream:
 
 
 class _CpuStream(NoiseStream):
-    """MT19937 and PyTorch's two Box-Muller layouts, for 16 values and more and for fewer."""
+    """MT19937 with PyTorch's two Box-Muller layouts: one from 16 values on, one for fewer."""
 
     def __init__(self, seed):
         # PyTorch's engine takes the low 32 bits of the seed.
@@ -138,13 +144,13 @@ def _blocks_of_16(uniforms):
 
 
 def _polar(uniform, turn, wave):
-    """Box & Muller 1958: one of the two normals of two uniforms."""
+    """Return one of the two normals of two uniforms (Box & Muller 1958)."""
     angle = (_TWO_PI * turn).astype(np.float64)
     return (np.sqrt(-2.0 * np.log(uniform.astype(np.float64))) * wave(angle)).astype(np.float32)
 
 
 def _philox(counter, key):
-    """Returns the four uint32 words of each counter."""
+    """Return the four uint32 words of each counter."""
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(10):

@@ -1,4 +1,4 @@
-"""Samplers as pictures: their levels, and the coefficients of their tables, side by side."""
+"""Plots of samplers: their levels, and the coefficients of their tables, side by side."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _SOURCES = ("x", *(f"memory {i}" for i in range(1, NUM_REGISTERS)), *SOURCES)
 
 _MAX_COLUMNS = 4
 _DOTS_PER_INCH = 100
-# In inches: the margins, a panel, and the boxes in it (left, bottom, width, height).
+# Inches of the margins, of a panel, and of the boxes in it (left, bottom, width, height).
 _LEFT, _TOP, _BOTTOM, _LEAST_WIDTH = 0.95, 0.85, 1.1, 6.6
 _PANEL = (2.55, 2.1)
 _LEVELS_BOX = (0.0, 1.19, 2.3, 0.55)
@@ -26,12 +26,18 @@ _TABLE_BOX = (0.0, 0.1, 2.3, 1.04)
 
 _INK, _PALE, _UNUSED = "#26323d", "#76838f", "#f1f2f4"
 _COLOURS = "PuOr_r"
-_SIGMAS = (0.02, 30.0)  # the lowest and the highest that are shown
-_LARGEST = 1.5  # coefficients beyond it have the colour of it
+_SIGMAS = (0.02, 30.0)  # the axis shows sigmas between these
+_LARGEST = 1.5  # larger coefficients have the colour of this one
 
 
 class _Panel(NamedTuple):
-    """One sampler: its table, and where in its steps each network call begins and ends."""
+    """The data of one sampler's panel.
+
+    Args:
+        name: the sampler.
+        table: its `Table`.
+        edges: (n + 1,) float, the place in steps where each network call begins, and the end.
+    """
 
     name: str
     table: Table
@@ -44,13 +50,14 @@ def plot_samplers(
     num_steps: int = 20,
     spacing: Spacing = Spacing(),
 ) -> None:
-    """Draw the levels and the coefficients of samplers, one panel each, on the usual schedule.
+    """Plot the levels and the coefficients of samplers, one panel each, on the usual schedule.
 
-    Above stands sigma at each network call; below, a column for each call, what the next x is made
-    of. A second call within a step takes the second half of the step.
+    The upper half of a panel shows sigma at each network call. The lower half has a column for each
+    call: the coefficients that make the next x. A second call within a step takes the second half
+    of the step.
 
     Args:
-        path: path of the file; its ending says which kind, `".png"` or `".svg"`, say.
+        path: path of the file; its suffix is the format, such as `".png"` or `".svg"`.
         samplers: names in `SAMPLERS`, or `None` for all.
         num_steps: int, steps of each.
         spacing: `Spacing`; its sigma spacing is left out where a sampler takes none.
@@ -80,8 +87,8 @@ def plot_samplers(
         levels, table = (
             figure.add_axes(_in_shares(size, *corner, *box)) for box in (_LEVELS_BOX, _TABLE_BOX)
         )
-        _draw_levels(levels, panel, labelled=column == 0)
-        mesh = _draw_table(table, panel, sources, labelled=column == 0)
+        _plot_levels(levels, panel, labelled=column == 0)
+        mesh = _plot_table(table, panel, sources, labelled=column == 0)
         if index + columns >= len(panels):
             table.set_xlabel("step", color=_PALE, fontsize=8, labelpad=1)
         else:
@@ -114,7 +121,7 @@ def _figure_class() -> Any:
 
 
 def _in_shares(size, left, bottom, *box):
-    """A box, from the corner of its panel, in shares of the figure."""
+    """Return a box, given in inches from the corner of its panel, in shares of the figure."""
     width, height = size
     return (left + box[0]) / width, (bottom + box[1]) / height, box[2] / width, box[3] / height
 
@@ -124,8 +131,8 @@ def _words(spacing):
     return f"{spacing.timesteps} timesteps{sigmas}"
 
 
-def _draw_levels(axes, panel, labelled):
-    """Sigma at each call, and a guide to the eye."""
+def _plot_levels(axes, panel, labelled):
+    """Plot sigma at each call, and a line as a guide to the eye."""
     middles = (panel.edges[1:] + panel.edges[:-1]) / 2
     # Pure noise has no finite sigma; it stands at the top.
     sigmas = np.clip(panel.table.s / np.maximum(panel.table.a, 1e-9), *_SIGMAS)
@@ -144,8 +151,8 @@ def _draw_levels(axes, panel, labelled):
         axes.set_ylabel("sigma", color=_PALE, fontsize=8)
 
 
-def _draw_table(axes, panel, sources, labelled):
-    """What the next x is made of, a column for each call."""
+def _plot_table(axes, panel, sources, labelled):
+    """Plot the coefficients of the next x, a column for each call."""
     coefficients = panel.table.next[:, 0, sources].T
     mesh = axes.pcolormesh(
         panel.edges,
@@ -166,7 +173,7 @@ def _draw_table(axes, panel, sources, labelled):
 
 
 def _norm():
-    """Square roots of the coefficients: small ones are to be seen too."""
+    """Return the scale of colours: square roots, so that small coefficients are seen too."""
     from matplotlib.colors import FuncNorm
 
     def root(x):
@@ -185,7 +192,7 @@ def _tidy(axes):
 
 
 def _describe(figure, size, mesh, run):
-    """Title, and how to read the picture."""
+    """Write the title, and how to read the plot."""
 
     def write(height, text, **style):
         figure.text(_LEFT / size[0], height / size[1], text, **{"color": _PALE, **style})

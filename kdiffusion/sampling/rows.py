@@ -1,4 +1,6 @@
-"""The language of samplers: linear combinations of named registers, a row a network call."""
+"""The language of samplers: linear combinations of named registers, one row a network call."""
+
+from __future__ import annotations
 
 from typing import NamedTuple
 
@@ -6,10 +8,10 @@ from kdiffusion.sampling.levels import Level
 
 
 class Combination(dict):
-    """A linear combination of values, `{name: coefficient}`, with the arithmetic of one.
+    """A linear combination of values, `{name: coefficient}`, with `+`, `-`, `*` and `/`.
 
-    Names are registers ("x" and the memories of a sampler), "denoised" (the network's estimate of
-    the latents), "network" (its raw output) and "noise" (fresh unit noise).
+    Names are registers (`"x"` and the memories of a sampler), `"denoised"` (the network's estimate
+    of the latents), `"network"` (its raw output) and `"noise"` (fresh unit noise).
 
     Example:
 
@@ -33,7 +35,7 @@ class Combination(dict):
 
 
 def register(name: str) -> Combination:
-    """Returns the combination that is the value of one name."""
+    """Return the combination that is the value of one name."""
     return Combination({name: 1.0})
 
 
@@ -41,13 +43,13 @@ X, DENOISED, NETWORK, NOISE = map(register, ("x", "denoised", "network", "noise"
 
 
 class Row(NamedTuple):
-    """One network call and what follows it.
+    """One network call, and the registers after it.
 
     Args:
-        level: Level of `x` at the call.
+        level: `Level` of `x` at the call.
         step: int, the sampler step that the row belongs to; a step may take two rows.
-        next: dict, register to Combination: all registers after the row, computed at once from
-            those before it. A register that is not named keeps its value.
+        next: dictionary from register to `Combination`: all registers after the row, computed at
+            once from those before it. A register that is not named keeps its value.
     """
 
     level: Level

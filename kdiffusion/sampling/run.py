@@ -247,7 +247,7 @@ def _no_noise(run):
 def _tensors(rows, first, noise):
     window = slice(first, first + loop.BLOCK)
     arrays = (rows.timesteps, rows.prediction, rows.next, rows.landing)
-    return loop.Block(*map(ops.convert_to_tensor, (*(a[window] for a in arrays), noise)))
+    return loop.RowBlock(*map(ops.convert_to_tensor, (*(a[window] for a in arrays), noise)))
 
 
 def _bounds(start, stop):

@@ -1,29 +1,31 @@
 """The samplers by name, and the table that one of them makes of a schedule and its steps."""
 
+from __future__ import annotations
+
+import inspect
 import operator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Callable, NamedTuple
+from typing import NamedTuple
 
 from kdiffusion.sampling import multistep, one_step, two_calls
 from kdiffusion.sampling.levels import FAMILIES, make_levels
 from kdiffusion.sampling.rows import Row
 from kdiffusion.sampling.schedule import Schedule
 from kdiffusion.sampling.spacing import Spacing
-from kdiffusion.sampling.table import Rows, Table, pack, tabulate
-
-__all__ = ["SAMPLERS", "Rows", "Sampler", "Table", "default_spacing", "make_table", "pack"]
+from kdiffusion.sampling.table import Table, tabulate
 
 
 class SamplerRecord(NamedTuple):
-    """What a sampler is: its function from levels to rows, its levels, and its options.
+    """A sampler: its function from levels to rows, its levels, its names and its options.
 
     Args:
-        rows: function of the Levels and the options below, returns the Rows.
+        rows: function `(levels, **options)` that returns each `Row` of a run.
         family: name in `levels.FAMILIES`.
-        label: the sampler's name in the metadata of pictures, as AUTOMATIC1111 writes it.
-        eta: float, the default of the option; None if the sampler has no such option.
-        order: int, the default of the option; None if the sampler has no such option.
-        max_order: int, the orders are 1 to this.
+        label: the sampler's name in the metadata of images, as AUTOMATIC1111 writes it.
+        eta: float, the default of the option; `None` if the sampler has no such option.
+        order: int, the default of the option; `None` if the sampler has no such option.
+        max_order: int, the highest order; the lowest is 1.
     """
 
     rows: Callable[..., list[Row]]
@@ -32,6 +34,11 @@ class SamplerRecord(NamedTuple):
     eta: float | None = None
     order: int | None = None
     max_order: int = 0
+
+    @property
+    def description(self) -> str:
+        """Return what the sampler is good for: the second paragraph of the docstring of `rows`."""
+        return " ".join((inspect.getdoc(self.rows) or "\n\n").split("\n\n")[1].split())
 
 
 # Labels are AUTOMATIC1111's where it has the sampler (modules/sd_samplers_*.py), else the field's.
@@ -64,12 +71,12 @@ class Sampler:
 
     Args:
         name: name in `SAMPLERS`.
-        eta: float in [0, 1], fresh noise of each step: 0 deterministic, 1 ancestral. None is the
-            sampler's own default.
-        order: int, order of the method. None is the sampler's own default.
+        eta: float in [0, 1], fresh noise of each step: 0 is deterministic, 1 ancestral. `None` is
+            the sampler's own default.
+        order: int, order of the method. `None` is the sampler's own default.
 
     Raises:
-        ValueError: for an unknown name, or an option that the sampler has not.
+        ValueError: If the name is unknown, or the sampler does not have the option.
 
     Example:
 
@@ -107,44 +114,54 @@ class Sampler:
             )
 
     @property
-    def options(self) -> dict:
-        """The keyword arguments of the sampler's function."""
+    def options(self) -> dict[str, float | int]:
+        """Return the keyword arguments of the sampler's function."""
         record = SAMPLERS[self.name]
         eta = record.eta if self.eta is None else self.eta
         options = {"eta": eta, "order": self.order or record.order}
         return {name: value for name, value in options.items() if value is not None}
 
 
-def default_spacing(sampler: "str | Sampler", base: Spacing) -> Spacing:
-    """Returns `base` without the sigma spacing, if the sampler walks over whole timesteps.
+def default_spacing(sampler: str | Sampler, base: Spacing) -> Spacing:
+    """Return `base`, without its sigma spacing if the sampler walks over whole timesteps.
 
-    For a sampler that was chosen against a checkpoint whose own configuration says "karras".
+    A checkpoint's configuration may say "karras" for its own sampler, and the user choose another.
+
+    Args:
+        sampler: `Sampler`, or the name of one.
+        base: `Spacing` of the checkpoint.
+
+    Returns:
+        `Spacing` that the sampler takes.
     """
     family = FAMILIES[SAMPLERS[_as_sampler(sampler).name].family]
     return base if family.sigma_spacings else replace(base, sigmas=None)
 
 
 def make_table(
-    sampler: "str | Sampler",
+    sampler: str | Sampler,
     schedule: Schedule,
     num_steps: int,
     spacing: Spacing,
     strength: float = 1.0,
 ) -> Table:
-    """Returns the table of a run, one row a network call.
+    """Return the table of a run, one row for each network call.
 
     Args:
-        sampler: Sampler, or the name of one.
-        schedule: Schedule of the network.
+        sampler: `Sampler`, or the name of one.
+        schedule: `Schedule` of the network.
         num_steps: int, 1 to `schedule.num_timesteps`.
-        spacing: Spacing.
+        spacing: `Spacing`.
         strength: float in (0, 1], the share of the noise range that is run, counted from its end
             (image_to_image): the last `floor(num_steps * strength)` steps, or for lcm and tcd
             `num_steps` steps in it. The table is made of the later levels alone, so that a sampler
             with a memory warms up at the first of them.
 
+    Returns:
+        `Table`.
+
     Raises:
-        ValueError: for an unknown sampler, or numbers out of range.
+        ValueError: If the sampler is unknown, or a number is out of range.
 
     Example:
 

@@ -1,5 +1,7 @@
 """The noising process that a network was trained on, as plain float64 numbers."""
 
+from __future__ import annotations
+
 import math
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,8 +11,8 @@ import numpy as np
 BETA_SCHEDULES = ("scaled_linear", "linear", "squaredcos_cap_v2")
 PREDICTIONS = ("epsilon", "v", "sample")
 
-# Stands for the infinite sigma of pure noise where sigmas are spread or interpolated: that of
-# alphas_cumprod = 2**-24, which the reference implementations put there.
+# It stands for the infinite sigma of pure noise where sigmas are spread or interpolated. The
+# reference implementations do the same, with alphas_cumprod = 2**-24.
 LARGEST_SIGMA = math.sqrt(2.0**24 - 1.0)
 
 
@@ -35,7 +37,7 @@ class Schedule:
         trained_betas: sequence of `num_timesteps` floats in place of `beta_schedule`, or None.
 
     Raises:
-        ValueError: for an unknown name, or betas that do not fit `num_timesteps`.
+        ValueError: If a name is unknown, or betas do not fit `num_timesteps`.
 
     Example:
 
@@ -64,7 +66,7 @@ class Schedule:
 
     @cached_property
     def alphas_cumprod(self) -> np.ndarray:
-        """Cumulative product of `1 - beta`, `(num_timesteps,)` float64, read-only."""
+        """Return the cumulative product of `1 - beta`, `(num_timesteps,)` float64, read-only."""
         alphas_cumprod = np.cumprod(1.0 - _betas(self))
         if self.rescale_zero_terminal_snr:
             a = np.sqrt(alphas_cumprod)
@@ -74,9 +76,9 @@ class Schedule:
 
     @cached_property
     def sigmas(self) -> np.ndarray:
-        """`sigma` of every timestep, increasing, `(num_timesteps,)` float64, read-only.
+        """Return `sigma` of every timestep, increasing, `(num_timesteps,)` float64, read-only.
 
-        The last one is infinite when the terminal signal-to-noise ratio is zero.
+        The last one is infinite where the terminal signal-to-noise ratio is zero.
         """
         with np.errstate(divide="ignore"):
             sigmas = np.sqrt((1.0 - self.alphas_cumprod) / self.alphas_cumprod)
@@ -84,7 +86,7 @@ class Schedule:
         return sigmas
 
     def sigma(self, timestep: float) -> float:
-        """Returns sigma at a timestep in `[0, num_timesteps - 1]`, linear between whole ones."""
+        """Return sigma at a timestep in `[0, num_timesteps - 1]`, linear between whole ones."""
         below = int(timestep)
         if below == timestep:
             return float(self.sigmas[below])
@@ -93,28 +95,28 @@ class Schedule:
         return float(self.sigmas[below] * (1.0 - share) + above * share)
 
     def timestep(self, sigma: float) -> float:
-        """Returns the timestep of a sigma, linear in `log(sigma)`, clipped to the trained range."""
+        """Return the timestep of a sigma, linear in `log(sigma)`, clipped to the trained range."""
         if sigma <= self.sigmas[0]:
             return 0.0
         logs = np.log(np.minimum(self.sigmas, LARGEST_SIGMA))
         return float(np.interp(math.log(sigma), logs, np.arange(self.num_timesteps)))
 
     def level(self, timestep: float) -> tuple[float, float]:
-        """Returns `(a, s)` of a timestep: `x = a * z + s * noise`."""
+        """Return `(a, s)` of a timestep: `x = a * z + s * noise`."""
         if int(timestep) == timestep:
             alpha_cumprod = float(self.alphas_cumprod[int(timestep)])
             return math.sqrt(alpha_cumprod), math.sqrt(1.0 - alpha_cumprod)
         return level_of_sigma(self.sigma(timestep))
 
     def denoised_coefficients(self, a: float, s: float) -> tuple[float, float]:
-        """Returns `(skip, out)`: the denoised latents are `skip * x + out * network(x)`.
+        """Return `(skip, out)`: the denoised latents are `skip * x + out * network(x)`.
 
         Args:
             a: float, scale of the latents in `x`.
             s: float, scale of the noise in `x`.
 
         Raises:
-            ValueError: if `a` is 0 and the network predicts noise: pure noise tells nothing.
+            ValueError: If `a` is 0 and the network predicts noise: pure noise holds no latents.
         """
         if self.prediction == "v":
             return a, -s
@@ -130,7 +132,7 @@ class Schedule:
 
 
 def level_of_sigma(sigma: float) -> tuple[float, float]:
-    """Returns `(a, s)` with `a**2 + s**2 = 1` and `s / a = sigma`; sigma may be infinite."""
+    """Return `(a, s)` with `a**2 + s**2 = 1` and `s / a = sigma`; sigma may be infinite."""
     a = 1.0 / math.hypot(1.0, sigma)
     return a, a * sigma if a else 1.0
 

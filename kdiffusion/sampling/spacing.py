@@ -1,4 +1,6 @@
-"""How the levels of a run are spread over a schedule: over timesteps, and between two sigmas."""
+"""The spacing of a run: how its levels are spread over timesteps and between two sigmas."""
+
+from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
@@ -12,7 +14,7 @@ FINAL_SIGMAS = ("zero", "sigma_min")
 
 @dataclass(frozen=True)
 class Spacing:
-    """How the levels of a run are spread over the schedule, and where they end.
+    """The spacing of the levels of a run over the schedule, and where they end.
 
     Args:
         timesteps: `"leading"`, `"trailing"` or `"linspace"` (Lin et al. 2023, table 2).
@@ -20,15 +22,15 @@ class Spacing:
             log(sigma)) or `"beta"` (Lee et al. 2024), which spread the sigmas between the ends
             that the timesteps give.
         steps_offset: int, added to leading timesteps.
-        set_alpha_to_one: bool, whether ddim and pndm end on the latents themselves; False ends
-            them on the level of timestep 0, as Stable Diffusion's configuration says.
+        set_alpha_to_one: bool, whether ddim and pndm end on the latents themselves. If false, they
+            end on the level of timestep 0, as Stable Diffusion's configuration says.
         final_sigma: where the samplers that follow sigmas end: `"zero"`, on the latents
             themselves, or `"sigma_min"`, on the level of timestep 0.
         lower_order_final: bool, whether solvers in log(sigma) end short runs with steps of lower
             order.
 
     Raises:
-        ValueError: for an unknown name.
+        ValueError: If a name is unknown.
 
     Example:
 
@@ -53,17 +55,20 @@ class Spacing:
             )
 
     @classmethod
-    def parse(cls, text: "str | Spacing | None", base: "Spacing | None" = None) -> "Spacing":
-        """Returns the spacing that a text names.
+    def parse(cls, text: str | Spacing | None, base: Spacing | None = None) -> Spacing:
+        """Return the spacing that a text names.
 
         Args:
             text: a timestep spacing ("trailing"), a sigma spacing ("karras"), a pair
-                ("leading+karras"), a Spacing (returned as it is), or None for `base`.
-            base: Spacing that the text changes, by default `Spacing()`. A timestep spacing alone
-                asks for no sigma spacing; a sigma spacing alone keeps the timesteps of `base`.
+                ("leading+karras"), a `Spacing` (returned as it is), or `None` for `base`.
+            base: `Spacing` that the text changes, by default `Spacing()`. A timestep spacing alone
+                removes the sigma spacing; a sigma spacing alone keeps the timesteps of `base`.
+
+        Returns:
+            `Spacing`.
 
         Raises:
-            ValueError: for an unknown name, or two of one kind.
+            ValueError: If a name is unknown, or two are of one kind.
         """
         base = base or cls()
         if text is None:
@@ -83,18 +88,18 @@ class Spacing:
 
 
 def spread_timesteps(spacing: Spacing, num_timesteps: int, count: int) -> np.ndarray:
-    """Returns `count` decreasing timesteps, not all whole (Lin et al. 2023, table 2)."""
+    """Return `count` decreasing timesteps, not all whole (Lin et al. 2023, table 2)."""
     if spacing.timesteps == "leading":
         return np.arange(count)[::-1] * float(num_timesteps // count) + spacing.steps_offset
     if spacing.timesteps == "linspace":
         return np.linspace(0, num_timesteps - 1, count)[::-1]
-    # arange, not total - i * total / count: they round differently at ties, and the reference
-    # implementations use arange; it may give one point too many.
+    # arange and total - i * total / count round differently at ties. The reference implementations
+    # use arange, which may give one point too many.
     return np.round(np.arange(num_timesteps, 0, -num_timesteps / count))[:count] - 1.0
 
 
 def spread_sigmas(spacing: Spacing, sigma_max: float, sigma_min: float, count: int) -> np.ndarray:
-    """Returns `count` decreasing sigmas from `sigma_max` to `sigma_min`."""
+    """Return `count` decreasing sigmas from `sigma_max` to `sigma_min`."""
     ramp = np.linspace(0.0, 1.0, count)
     if spacing.sigmas == "karras":
         # Karras et al. 2022, eq. 5, with rho = 7.
@@ -110,7 +115,7 @@ _BETA = 0.6
 
 
 def _beta_quantiles(shares):
-    """Inverse of the distribution function of Beta(0.6, 0.6), by bisection of its lower half."""
+    """Invert the distribution function of Beta(0.6, 0.6), by bisection of its lower half."""
     lower = np.minimum(shares, 1.0 - shares)
     low, high = np.zeros_like(lower), np.full_like(lower, 0.5)
     for _ in range(64):
@@ -122,7 +127,7 @@ def _beta_quantiles(shares):
 
 
 def _beta_distribution(x):
-    """Power series of the regularized incomplete beta function (DLMF 8.17.8), for x <= 1/2."""
+    """Sum the series of the regularized incomplete beta function (DLMF 8.17.8), for x <= 1/2."""
     term = x**_BETA * (1.0 - x) ** _BETA * math.gamma(2 * _BETA) / (_BETA * math.gamma(_BETA) ** 2)
     total = term
     for n in range(64):

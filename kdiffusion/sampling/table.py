@@ -1,6 +1,9 @@
-"""Rows of a sampler as arrays: what the denoise loop runs, without knowing which sampler it is."""
+"""The rows of a sampler as arrays, which the denoise loop runs whatever the sampler is."""
 
-from typing import NamedTuple, Sequence
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -15,7 +18,7 @@ class Table(NamedTuple):
     """A sampler's run over `n` rows, one network call each, in float64.
 
     Args:
-        timesteps: `(n,)`, what the network is told.
+        timesteps: `(n,)`, the timestep inputs of the network.
         a: `(n,)`, scale of the latents in `x` before the row.
         s: `(n,)`, scale of the noise in `x` before the row.
         skip: `(n,)`; the denoised latents are `skip * x + out * network(x, timestep)`.
@@ -62,14 +65,17 @@ class Rows(NamedTuple):
 
 
 def tabulate(rows: Sequence[Row], levels: Levels) -> Table:
-    """Returns the table of a sampler's rows.
+    """Return the table of a sampler's rows.
 
     Args:
-        rows: the Rows of a run, in order.
-        levels: Levels that they were made from.
+        rows: each `Row` of a run, in order.
+        levels: `Levels` that they were made from.
+
+    Returns:
+        `Table`.
 
     Raises:
-        ValueError: if more than five registers are in use at once.
+        ValueError: If more than five registers are in use at once.
     """
     matrices = _pack_registers(rows)
     at = [row.level for row in rows]
@@ -91,14 +97,17 @@ def tabulate(rows: Sequence[Row], levels: Levels) -> Table:
 
 
 def pack(tables: Sequence[Table], block: int = 1) -> Rows:
-    """Returns the tables of a batch as float32 arrays with a batch axis.
+    """Return the tables of a batch as float32 arrays with a batch axis.
 
     An image that is done, and the padding of the last block, get identity rows: they leave every
     register as it is, and their denoised latents are `x`.
 
     Args:
-        tables: one Table for each image.
+        tables: one `Table` for each image.
         block: int, the rows are padded to a multiple of it.
+
+    Returns:
+        `Rows`.
     """
     length = -(-max(len(table.timesteps) for table in tables) // block) * block
     images = [_padded(table, length) for table in tables]
@@ -128,7 +137,7 @@ def _pad(array, length, value, dtype):
 
 
 def _pack_registers(rows):
-    """Returns `(n, 5, 8)`: named registers in as few slots as their lives allow, `x` in slot 0."""
+    """Return `(n, 5, 8)`: named registers in as few slots as their lives allow, `x` in slot 0."""
     used_after = _registers_used_after(rows)
     slots = {"x": 0}
     matrices = np.zeros((len(rows), NUM_REGISTERS, NUM_REGISTERS + len(SOURCES)))

@@ -25,7 +25,9 @@ def samplers(*arguments):
 
 def test_samplers_are_listed_each_with_its_options(capsys):
     assert samplers() == cli.OK
-    head, *rows = capsys.readouterr().out.split("\n\n")[0].splitlines()
+    printed = capsys.readouterr().out
+    head, *rows = printed.split("\n\n")[0].splitlines()
+    assert "\nlms           Euler with a memory of earlier calls" in printed
     assert head.split() == "name label orders eta calls noise spacings".split()
     assert [row.split()[0] for row in rows] == list(SAMPLERS)
     columns = [head.index(word) for word in head.split()] + [None]
@@ -53,6 +55,7 @@ def test_samplers_as_json_can_be_chosen_from(capsys):
     assert lms == {
         "name": "lms",
         "label": "LMS",
+        "description": "Euler with a memory of earlier calls; 30 to 50 steps.",
         "orders": [1, 2, 3, 4],
         "order": 4,
         "eta": None,
@@ -68,6 +71,7 @@ def test_what_is_listed_of_a_sampler_is_what_it_takes(capsys):
     assert samplers("--json") == cli.OK
     for record in json.loads(capsys.readouterr().out):
         name = record["name"]
+        assert record["description"].endswith(".") and len(record["description"]) < 80
         for order in record["orders"]:
             assert Sampler(name, order=order)
         with pytest.raises(ValueError, match="order"):

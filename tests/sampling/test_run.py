@@ -270,7 +270,7 @@ def test_the_loop_stops_where_it_is_told():
     rows = generation.pack([table], loop.BLOCK)
     noise = np.zeros((loop.BLOCK, 1, *SHAPE[1:]), "float32")
     arrays = rows.timesteps, rows.prediction, rows.next, rows.landing, noise
-    block = loop.Block(*(ops.convert_to_tensor(array) for array in arrays))
+    block = loop.RowBlock(*(ops.convert_to_tensor(array) for array in arrays))
     calls = []
 
     def predict(x, timestep):
