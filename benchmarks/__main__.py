@@ -11,6 +11,7 @@ itself, and they take turns. A ratio is kdiffusion's value by the peer's of the 
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
 import tempfile
@@ -18,11 +19,14 @@ from pathlib import Path
 
 from benchmarks import machine, table
 from benchmarks.measuring import MEASURES, Plan, measure
-from benchmarks.peers import PEERS
+from benchmarks.peers import BEFORE, PEERS
 
 
 def main():
     arguments = _parser().parse_args()
+    if arguments.before:
+        os.environ[BEFORE] = str(arguments.before.absolute())
+        arguments.peers = [arguments.peers[0], "before", *arguments.peers[1:]]
     with tempfile.TemporaryDirectory() as temporary:
         plan = Plan(
             arguments.folder or Path(temporary),
@@ -57,8 +61,11 @@ def _parser():
     )
     accelerated = machine.accelerator() is not None
     add = parser.add_argument
-    peers = [name for name in PEERS if accelerated or name not in ("diffusers-compiled",)]
-    add("--peers", nargs="+", choices=PEERS, default=peers, help="the first is compared with")
+    peers = [name for name in PEERS if name != "before"]
+    if not accelerated:
+        peers.remove("diffusers-compiled")
+    add("--peers", nargs="+", choices=peers, default=peers, help="the first is compared with")
+    add("--before", type=Path, help="another checkout of kdiffusion, measured beside this one")
     add("--measures", nargs="+", choices=MEASURES, default=list(MEASURES))
     add("--dtypes", nargs="+", default=["bfloat16"] if accelerated else ["float32", "bfloat16"])
     add("--sizes", nargs="+", type=int, default=[256, 512], help="pixels along a side")

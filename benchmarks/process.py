@@ -46,8 +46,12 @@ class Process:
         self.limit = limit
         self.memory_when_stopped = None
         self.log = tempfile.TemporaryFile("w+")
+        elsewhere = os.environ[PEERS[peer].checkout] if PEERS[peer].checkout else None
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.worker", peer, str(folder), dtype],
+            # Another checkout's worker knows its own kdiffusion.
+            [sys.executable, "-m", "benchmarks.worker", "kdiffusion" if elsewhere else peer]
+            + [str(folder.absolute()), dtype],
+            cwd=elsewhere,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.log,

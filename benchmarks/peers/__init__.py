@@ -29,12 +29,15 @@ class Row(NamedTuple):
         frameworks: those of `FRAMEWORKS` that it is made with; the others are hidden from it.
         environment: dictionary of environment variables.
         is_eager: bool, whether its first run, which compiles nothing, takes as long as any other.
+        checkout: str, the environment variable that names the checkout it is of; empty for this
+            one.
     """
 
     module: str
     frameworks: tuple[str, ...]
     environment: dict[str, str] = {}
     is_eager: bool = False
+    checkout: str = ""
 
 
 # What takes time and memory wherever it is installed: TensorFlow imports JAX, Keras matplotlib, and
@@ -44,9 +47,13 @@ FRAMEWORKS = ("tensorflow", "jax", "torch", "openvino", "matplotlib")
 # oneDNN's kernels, which kdiffusion asks for itself where it is imported first, for all.
 _TENSORFLOW = {"KERAS_BACKEND": "tensorflow", "TF_ENABLE_ONEDNN_OPTS": "1"}
 
+# The checkout that `--before` names.
+BEFORE = "KDIFFUSION_BENCHMARK_BEFORE"
+
 PEERS = {
     "kdiffusion": Row("kdiffusion", ("tensorflow",), _TENSORFLOW),
     "kdiffusion-jax": Row("kdiffusion", ("tensorflow", "jax"), {"KERAS_BACKEND": "jax"}),
+    "before": Row("kdiffusion", ("tensorflow",), _TENSORFLOW, checkout=BEFORE),
     "diffusers": Row("diffusers", ("torch",), is_eager=True),
     "diffusers-compiled": Row("diffusers", ("torch",), {"BENCHMARK_COMPILE": "1"}),
     "kerascv": Row("kerascv", ("tensorflow",), _TENSORFLOW),

@@ -13,6 +13,7 @@ from kdiffusion.pipelines.settings import Settings
 from kdiffusion.pipelines.starts import Start
 from kdiffusion.runtime import programs
 from kdiffusion.runtime.programs import Program
+from kdiffusion.sampling import run as generation
 
 
 class Peer:
@@ -42,8 +43,9 @@ class Peer:
         )
         start = Start(inputs.latents(side))
         negatives, conditions = {"context": context[:1]}, {"context": context[1:]}
-        streams = settings.streams(1)
-        return lambda: self.model.denoise(start, conditions, negatives, settings, streams)
+        run = self.model.make_run(start, conditions, negatives, settings, settings.streams(1))
+        program = Program(generation.denoise, self.model.jit_compile)
+        return lambda: generation.sample(program, network, run)
 
     def decode(self, side):
         return lambda: self.model.decode(inputs.latents(side))

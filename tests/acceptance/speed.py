@@ -2,6 +2,7 @@
 
     python tests/acceptance/speed.py [--folder FOLDER] [--pairs N] [--limit SECONDS]
         [--only guided|picture|memory]
+    python tests/acceptance/speed.py --before CHECKOUT [--folder FOLDER] [--pairs N]
 
 Bars: a guided step of 32x32 latents at most 0.75 of diffusers' time in float32 and 0.95 in
 bfloat16; a whole 512x512 picture of 5 guided steps at most 0.8 of diffusers' and 0.6 of KerasCV's;
@@ -9,6 +10,9 @@ its peak memory at most diffusers'. Each dtype is compared with itself. Takes th
 machine that does nothing else and 16 GB of memory; `--folder` keeps the weights, 9 GB. A peer that
 takes longer than `--limit` is stopped, and the ratio to what it had taken by then is what must not
 be above the bar: on a processor without bfloat16 arithmetic diffusers needs hours for a picture.
+
+`--before` compares with another checkout of kdiffusion instead: the guided step, the cold start and
+the peak memory are within noise of what they were, at most 1.03, 1.1 and 1.03 of it.
 """
 
 import argparse
@@ -26,6 +30,11 @@ BARS = {
     ("picture", 512): {"diffusers": (0.8, 0.8), "kerascv": (0.6, 0.6)},
     ("memory", 512): {"diffusers": (1.0, 1.0)},
 }
+BEFORE_BARS = {
+    ("guided", 256): {"before": (1.03, 1.03)},
+    ("cold", 256): {"before": (1.1, 1.1)},
+    ("memory", 256): {"before": (1.03, 1.03)},
+}
 DTYPES = ("float32", "bfloat16")
 
 
@@ -34,13 +43,14 @@ def main():
     parser.add_argument("--folder", type=Path, help="keeps the weights")
     parser.add_argument("--pairs", type=int, default=7)
     parser.add_argument("--limit", type=float, help="seconds after which a peer is stopped")
-    parser.add_argument("--only", choices=[measure for measure, _ in BARS])
+    parser.add_argument("--only", choices=sorted({name for name, _ in {**BARS, **BEFORE_BARS}}))
+    parser.add_argument("--before", type=Path, help="another checkout of kdiffusion")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = arguments.folder or Path(temporary)
         failures = [
             failure
-            for (measure, side), peers in BARS.items()
+            for (measure, side), peers in (BEFORE_BARS if arguments.before else BARS).items()
             if arguments.only in (None, measure)
             for failure in judge(benchmark(measure, side, peers, folder, arguments), peers)
         ]
@@ -52,7 +62,8 @@ def main():
 def benchmark(measure, side, peers, folder, arguments):
     """The rows of one measure, from the benchmark's JSON."""
     with tempfile.NamedTemporaryFile(suffix=".json") as file:
-        command = [sys.executable, "-m", "benchmarks", "--peers", "kdiffusion", *peers]
+        command = [sys.executable, "-m", "benchmarks", "--peers", "kdiffusion"]
+        command += ["--before", arguments.before.absolute()] if arguments.before else peers
         command += ["--measures", measure, "--sizes", str(side), "--dtypes", *DTYPES]
         command += ["--pairs", str(arguments.pairs), "--fresh-pairs", str(min(arguments.pairs, 3))]
         command += ["--folder", folder, "--json", file.name]
