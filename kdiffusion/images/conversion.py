@@ -1,4 +1,4 @@
-"""Pictures, masks and previews as arrays."""
+"""Convert images and masks to arrays for networks, and latents and arrays to images."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from PIL import Image
 
 from kdiffusion.images.reading import check_pixels, read, resize, to_unit
 
-# Transparent pixels hold arbitrary colours. Pictures are mostly made to be seen on a white page,
-# and white is AUTOMATIC1111's default, too; in a mask, what nobody painted on is to be kept.
+# Transparent pixels hold arbitrary colours. Most images are made to be seen on a white page, and
+# AUTOMATIC1111's default is white, too. In a mask, parts that nobody painted on are kept.
 _WHITE, _BLACK = 1.0, 0.0
 
 _SMALL_ANGLE = 1e-6
@@ -29,21 +29,21 @@ _LATENTS_TO_RGB = np.array(
 )
 
 
-def to_uint8(pictures: np.ndarray) -> np.ndarray:
-    """The decoder's output as pixels, rounded.
+def to_uint8(images: np.ndarray) -> np.ndarray:
+    """Convert the output of a decoder to pixels, rounded.
 
     Args:
-        pictures: float array of any shape, nominally in [-1, 1].
+        images: float array of any shape, nominally in [-1, 1].
 
     Returns:
         uint8 array of the same shape.
     """
-    pictures = np.clip(np.asarray(pictures, np.float32) * 0.5 + 0.5, 0.0, 1.0)
-    return np.rint(pictures * 255.0).astype(np.uint8)
+    images = np.clip(np.asarray(images, np.float32) * 0.5 + 0.5, 0.0, 1.0)
+    return np.rint(images * 255.0).astype(np.uint8)
 
 
 def check_size(height: int, width: int, multiple: int) -> tuple[int, int]:
-    """Refuse a picture size that the autoencoder cannot make; nothing is rounded silently.
+    """Check that the autoencoder can make images of a size; it is never rounded silently.
 
     Args:
         height: int, in pixels.
@@ -69,17 +69,17 @@ def check_size(height: int, width: int, multiple: int) -> tuple[int, int]:
 def to_model(
     image: Any, height: int | None = None, width: int | None = None, multiple: int = 8
 ) -> np.ndarray:
-    """Read pictures as the image encoder wants them.
+    """Convert images to the inputs of the image encoder.
 
     They are turned upright by their EXIF tag, converted to sRGB if they carry another colour
     profile, and resized by Lanczos' filter, without keeping proportions.
 
     Args:
         image: a PIL image (the frame at which it stands), the path of a local file, or an array of
-            shape (height, width), (height, width, 1 | 3 | 4) or (batch, height, width, channels);
+            shape (height, width), (height, width, 1 | 3 | 4) or (batch, height, width, channels),
             or a list of these. Arrays are bool, uint8 or another integer dtype from 0 to 255,
-            uint16 from 0 to 65535, or float from 0 to 1. Transparent pictures are laid over white.
-        height: int, in pixels, a multiple of `multiple`; `None` for the picture's own height,
+            uint16 from 0 to 65535, or float from 0 to 1. Transparent images are laid over white.
+        height: int, in pixels, a multiple of `multiple`; `None` for the image's own height,
             rounded down to a multiple of `multiple`, but not to 0.
         width: int, likewise.
         multiple: int, the autoencoder's downsampling factor.
@@ -88,8 +88,8 @@ def to_model(
         (batch, height, width, 3) float32 in [-1, 1].
 
     Raises:
-        ValueError: If something is no picture, damaged, larger than 64 megapixels, or has values
-            out of range, or if pictures of several sizes are given without a size.
+        ValueError: If something is no image, damaged, larger than 64 megapixels, or has values
+            out of range, or images of several sizes are given without a size.
 
     Example:
 
@@ -97,45 +97,43 @@ def to_model(
     to_model("portrait.jpg", 768, 512).shape  # (1, 768, 512, 3)
     ```
     """
-    pictures = read(image, "image", _WHITE)
+    arrays = read(image, "image", _WHITE)
     if height is None or width is None:
-        sizes = {picture.shape[:2] for picture in pictures}
+        sizes = {array.shape[:2] for array in arrays}
         if len(sizes) > 1:
             raise ValueError(
-                f"Pictures of several sizes need `height` and `width`. Received: {sorted(sizes)}"
+                f"Images of several sizes need `height` and `width`. Received: {sorted(sizes)}"
             )
-        own = [max(multiple, side - side % multiple) for side in pictures[0].shape[:2]]
+        own = [max(multiple, side - side % multiple) for side in arrays[0].shape[:2]]
         height, width = own[0] if height is None else height, own[1] if width is None else width
     height, width = check_size(height, width, multiple)
     check_pixels(height, width, "`height` times `width`")
-    pictures = [to_unit(resize(picture, height, width)) for picture in pictures]
-    return 2.0 * np.stack(pictures) - 1.0
+    return 2.0 * np.stack([to_unit(resize(array, height, width)) for array in arrays]) - 1.0
 
 
 def to_mask(mask: Any, height: int, width: int, batch: int = 1) -> np.ndarray:
-    """Read masks of what to repaint.
+    """Convert masks of what to repaint to zeros and ones.
 
-    Colours count by their brightness and become 1 from one half on, as in diffusers. Transparent
-    parts are 0. Whole numbers that reach 1 at most are taken as zeros and ones, not as black.
+    A colour becomes 1 if its brightness is at least one half, as in diffusers. Transparent parts
+    become 0. Integers up to 1 are taken as zeros and ones, not as black. A mask that repaints
+    nothing is allowed, with a warning.
 
     Args:
-        mask: anything that `to_model` reads as a picture; white, 1 and `True` mean repaint.
-        height: int, of the picture, to which the mask is resized.
+        mask: anything that `to_model` reads as an image; white, 1 and `True` mean repaint.
+        height: int, of the image; the mask is resized to it.
         width: int, likewise.
-        batch: int, how many pictures there are; a single mask serves for all of them.
+        batch: int, how many images there are; a single mask serves for all of them.
 
     Returns:
         (batch, height, width, 1) float32 of zeros and ones.
 
     Raises:
-        ValueError: See `to_model`; or if there are neither one nor `batch` masks.
-
-    A mask that repaints nothing is allowed, but warned of.
+        ValueError: See `to_model`, or if there are neither one nor `batch` masks.
     """
     masks = read(mask, "mask", _BLACK)
     if len(masks) not in (1, batch):
         raise ValueError(
-            f"`mask` must hold one mask or one for each of {batch} pictures. "
+            f"`mask` must hold one mask or one for each of {batch} images. "
             f"Received: {len(masks)} masks"
         )
     masks = [255 * m if m.dtype == np.uint8 and m.max() == 1 else m for m in masks]
@@ -146,9 +144,10 @@ def to_mask(mask: Any, height: int, width: int, batch: int = 1) -> np.ndarray:
 
 
 def latent_mask(mask: np.ndarray, factor: int = 8) -> np.ndarray:
-    """Masks at the size of the latents, which take the value of their upper left pixel.
+    """Resize masks to the size of latents; each value is that of its upper left pixel.
 
-    This is the nearest-neighbour choice of `torch.nn.functional.interpolate` in diffusers.
+    This is the nearest-neighbour choice of `torch.nn.functional.interpolate` in diffusers. A mask
+    that is lost because it is too thin causes a warning.
 
     Args:
         mask: (batch, height, width, 1), see `to_mask`; height and width are multiples of `factor`.
@@ -159,8 +158,6 @@ def latent_mask(mask: np.ndarray, factor: int = 8) -> np.ndarray:
 
     Raises:
         ValueError: If the size is not a multiple of `factor`.
-
-    A mask that is lost because it is too thin is warned of.
     """
     height, width = mask.shape[1:3]
     check_size(height, width, factor)
@@ -171,7 +168,7 @@ def latent_mask(mask: np.ndarray, factor: int = 8) -> np.ndarray:
 
 
 def masked_image(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Pictures with grey where they will be repainted, as inpainting networks want to see them.
+    """Make images grey where they will be repainted, as inputs of inpainting networks.
 
     Args:
         image: (batch, height, width, 3) float32 in [-1, 1].
@@ -186,23 +183,23 @@ def masked_image(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
 def pad_for_outpainting(
     image: Any, left: int = 0, top: int = 0, right: int = 0, bottom: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Add borders to a picture, and the mask that lets `inpaint` fill them.
+    """Add borders to an image, and make the mask that lets `inpaint` fill them.
 
-    The borders repeat the picture's outermost pixels, so that a strength below 1 starts from its
-    colours. The mask falls exactly between latents, and the picture need not be resized, where the
-    borders and the picture's own size are multiples of 8.
+    The borders repeat the image's outermost pixels, so that a strength below 1 starts from its
+    colours. If the borders and the image's own size are multiples of 8, the edge of the mask lies
+    between latents and the image need not be resized.
 
     Args:
-        image: anything that `to_model` reads; pictures of a list must have one size.
+        image: anything that `to_model` reads; images of a list must have one size.
         left, top, right, bottom: int, in pixels, not negative.
 
     Returns:
-        The picture, (height, width, 3), and the mask, (height, width) float32, 1 in the borders.
-        Several pictures, (batch, height, width, 3), share one mask. Pictures of 8 bits are uint8,
+        The image, (height, width, 3), and the mask, (height, width) float32, 1 in the borders.
+        Several images, (batch, height, width, 3), share one mask. Images of 8 bits are uint8,
         others float32 in [0, 1].
 
     Raises:
-        ValueError: See `to_model`; or if a border is negative or no whole number.
+        ValueError: See `to_model`, or if a border is negative or no whole number.
 
     Example:
 
@@ -216,51 +213,55 @@ def pad_for_outpainting(
             raise ValueError(
                 f"`{name}` must be a whole number of pixels, 0 or more. Received: {name}={value}"
             )
-    pictures = read(image, "image", _WHITE)
-    shapes = {picture.shape for picture in pictures}
+    arrays = read(image, "image", _WHITE)
+    shapes = {array.shape for array in arrays}
     if len(shapes) > 1:
-        raise ValueError(f"Pictures to pad must have one size. Received: {sorted(shapes)}")
-    height, width = pictures[0].shape[:2]
+        raise ValueError(f"Images to pad must have one size. Received: {sorted(shapes)}")
+    height, width = arrays[0].shape[:2]
     check_pixels(top + height + bottom, left + width + right, "The padded `image`")
     border = ((top, bottom), (left, right))
     mask = np.pad(np.zeros((height, width), np.float32), border, constant_values=1.0)
-    padded = [np.pad(picture, (*border, (0, 0)), mode="edge") for picture in pictures]
+    padded = [np.pad(array, (*border, (0, 0)), mode="edge") for array in arrays]
     one = not isinstance(image, (list, tuple)) and getattr(image, "ndim", 0) != 4
     return padded[0] if one else np.stack(padded), mask
 
 
-def preview(latents: np.ndarray, upscale: int = 1) -> np.ndarray:
-    """Estimate the picture of latents in microseconds, by one matrix for each pixel.
+def preview(latents: np.ndarray, upscale: int = 1, matrix: np.ndarray | None = None) -> np.ndarray:
+    """Estimate the images of latents in microseconds, by one matrix product for each pixel.
 
     Args:
-        latents: (batch, height, width, 4) float, of Stable Diffusion 1.x or 2.x, denoised.
-        upscale: int, how many times larger the picture is to be; 1 is an eighth of the real one.
+        latents: (batch, height, width, channels) float, denoised.
+        upscale: int, factor of the size; 1 gives one pixel for each latent.
+        matrix: (channels, 3) float, from latents to RGB in [-1, 1]; `None` for that of Stable
+            Diffusion 1.x and 2.x, of 4 channels.
 
     Returns:
         (batch, upscale * height, upscale * width, 3) uint8.
 
     Raises:
-        ValueError: If there are not four channels.
+        ValueError: If latents and matrix have different channels.
     """
     latents = np.asarray(latents, np.float32)
-    if latents.ndim != 4 or latents.shape[-1] != len(_LATENTS_TO_RGB):
+    matrix = _LATENTS_TO_RGB if matrix is None else np.asarray(matrix, np.float32)
+    if latents.ndim != 4 or latents.shape[-1] != len(matrix):
         raise ValueError(
-            "`latents` must have the shape (batch, height, width, 4), those of Stable Diffusion "
-            f"1.x and 2.x. Received: shape {latents.shape}"
+            f"`latents` must have the shape (batch, height, width, {len(matrix)}), the channels of "
+            f"`matrix`, by default those of Stable Diffusion 1.x and 2.x. Received: shape "
+            f"{latents.shape}. Use the matrix of the latents' model, or decode them."
         )
-    pictures = to_uint8(latents @ _LATENTS_TO_RGB)
-    height, width = (upscale * side for side in pictures.shape[1:3])
-    return np.stack([resize(picture, height, width) for picture in pictures])
+    images = to_uint8(latents @ matrix)
+    height, width = (upscale * side for side in images.shape[1:3])
+    return np.stack([resize(image, height, width) for image in images])
 
 
 def slerp(first: np.ndarray, second: np.ndarray, share: Any) -> np.ndarray:
-    """Interpolate noise along the arc between two draws, so that it stays noise.
+    """Interpolate noise along the arc between two draws, so that it stays unit noise.
 
-    A straight line would pass through values of too small a variance. Shoemake 1985, "Animating
-    rotation with quaternion curves", section 3.3; each array is one vector.
+    Values on the straight line have too small a variance. Each array counts as one vector
+    (Shoemake 1985, "Animating rotation with quaternion curves", section 3.3).
 
     Args:
-        first: array of any shape, such as the unit noise of one picture.
+        first: array of any shape, such as the unit noise of one image.
         second: array of the same shape.
         share: float, or an array of them, from 0, `first`, to 1, `second`.
 
@@ -298,7 +299,7 @@ def slerp(first: np.ndarray, second: np.ndarray, share: Any) -> np.ndarray:
 
 
 def _angle(first, second):
-    """The angle between two vectors, exact also where they are nearly parallel (Kahan 2006)."""
+    """Return the angle between two vectors, exact even if nearly parallel (Kahan 2006)."""
     lengths = np.linalg.norm(first), np.linalg.norm(second)
     if not all(lengths):
         return 0.0
@@ -306,12 +307,12 @@ def _angle(first, second):
     return 2.0 * np.arctan2(np.linalg.norm(first - second), np.linalg.norm(first + second))
 
 
-def _grey(picture):
-    """Brightness from 0 to 1; by ITU-R 601, as Pillow converts to grey."""
-    if picture.dtype == np.uint8:
-        return to_unit(np.asarray(Image.fromarray(picture).convert("L")))
-    red, green, blue = np.moveaxis(picture, -1, 0)
-    # Differences, so that grey itself stays exactly what it is.
+def _grey(image):
+    """Return brightness from 0 to 1, by ITU-R 601 as in Pillow."""
+    if image.dtype == np.uint8:
+        return to_unit(np.asarray(Image.fromarray(image).convert("L")))
+    red, green, blue = np.moveaxis(image, -1, 0)
+    # Differences keep grey exactly as it is.
     return red + np.float32(0.587) * (green - red) + np.float32(0.114) * (blue - red)
 
 

@@ -1,4 +1,4 @@
-"""From a picture of any size to the part of it that a network is shown, at the network's size."""
+"""Crop and resize images of any size to the size of a network."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ _MIDDLE = (0.5, 0.5, 0.5)
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """Crops and resizes pictures, keeping their proportions.
+    """A crop and a resize of images, which keep their proportions.
 
-    The largest part of the picture that has the proportions of `height` and `width` is cut out,
-    then resized by Pillow's bicubic filter: what latent diffusion (CompVis/latent-diffusion,
-    ldm/data/lsun.py) and its evaluation do. Whoever compares a model with its training pictures
-    has to give them to it in the same way.
+    The largest part of the image that has the proportions of `height` and `width` is cut out,
+    then resized by Pillow's bicubic filter, as in the training and evaluation of latent diffusion
+    (CompVis/latent-diffusion, ldm/data/lsun.py). To compare a model with its training images,
+    preprocess them in the same way.
 
     Args:
         height: int, in pixels.
         width: int, in pixels.
-        crop: `"center"`, or `"random"` for a part that is drawn anew each time.
+        crop: `"center"`, or `"random"` for a part at a random place.
         crop_share: float in (0, 1], the sides of the part as a share of the largest that fits. The
             first stages of latent diffusion cut 256 pixels from a side of 384: 2 / 3, random.
-        flip: bool, whether half of the pictures are mirrored, as drawn.
+        flip: bool, whether images are mirrored at random, half of them.
 
     Raises:
         ValueError: If one of them is out of range.
@@ -66,25 +66,25 @@ class Preprocessing:
         if not isinstance(self.flip, bool):
             raise ValueError(f"`flip` must be True or False. Received: flip={self.flip!r}")
 
-    def __call__(self, picture: Any, draws: Sequence[float] | np.ndarray = _MIDDLE) -> np.ndarray:
-        """Read, crop and resize one picture.
+    def __call__(self, image: Any, draws: Sequence[float] | np.ndarray = _MIDDLE) -> np.ndarray:
+        """Read, crop and resize one image.
 
         Args:
-            picture: a PIL image, the path of a file or an array, see `images.to_model`. Transparent
+            image: a PIL image, the path of a file or an array, see `images.to_model`. Transparent
                 parts are laid over white, and the EXIF orientation is obeyed.
-            draws: three floats in [0, 1): where the part is from top to bottom and from left to
-                right, and the flip, which happens below one half. Without them the part is in the
-                middle, and nothing is mirrored.
+            draws: three random floats in [0, 1): the place of the part from top to bottom, from
+                left to right, and the flip, which happens below one half. By default the part is
+                in the middle and nothing is mirrored.
 
         Returns:
-            (height, width, 3), uint8 for pictures of 8 bits, else float32 in [0, 1].
+            (height, width, 3), uint8 for images of 8 bits, else float32 in [0, 1].
 
         Raises:
-            ValueError: If it is no picture, damaged, too large or has values out of range.
+            ValueError: If it is no image, damaged, too large or has values out of range.
         """
-        pixels = read(picture, "image", _WHITE)
+        pixels = read(image, "image", _WHITE)
         if len(pixels) != 1:
-            raise ValueError(f"One picture was expected. Received: a batch of {len(pixels)}")
+            raise ValueError(f"One image was expected. Received: a batch of {len(pixels)}")
         part = np.ascontiguousarray(self._cut(pixels[0], draws))
         resized = resize(part, self.height, self.width, Image.Resampling.BICUBIC)
         return resized[:, ::-1] if self.flip and draws[2] < 0.5 else resized

@@ -1,8 +1,8 @@
-"""Reading whatever people call a picture: PIL images of any mode, files, and arrays.
+"""Read images of every kind: PIL images of any mode, files, and arrays.
 
-All are read in one way: turned upright by their EXIF tag, brought to sRGB if they carry another
-colour profile, and laid over a background where they are transparent. Pictures of 16 bits and of
-floats keep their precision. What cannot be understood for certain is refused, not guessed.
+All are turned upright by their EXIF tag, converted to sRGB if they carry another colour profile,
+and laid over a background where they are transparent. Images of 16 bits and of floats keep their
+precision. An input that can be understood in two ways is refused.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from PIL import Image, ImageCms, ImageOps
 
 MAX_PIXELS = 64_000_000
 
-# Without EPS, which Pillow hands to Ghostscript, and without the formats that nobody meets.
+# EPS is left out, because Pillow hands it to Ghostscript, and so are formats that are hardly used.
 _FORMATS = "AVIF BMP GIF HEIF ICO JPEG JPEG2000 MPO PNG PPM TGA TIFF WEBP".split()
 
-# What files that are no pictures begin with, and what to do about them.
+# The beginnings of files that are no images, and advice for each.
 _IMPOSTORS = (
     (rb"\Z", "The file is empty: download or save it again."),
-    (rb"\s*<(!doctype html|html)", "It is a web page: download the picture itself."),
+    (rb"\s*<(!doctype html|html)", "It is a web page: download the image itself."),
     (rb"\s*<(\?xml|!doctype svg|svg)", "It is an SVG or XML document: export it as PNG."),
     (rb"%(!PS|PDF)", "It is a PostScript or PDF document: export it as PNG."),
     (rb"version https://git-lfs", "It is a pointer of Git LFS: run `git lfs pull`."),
@@ -31,54 +31,54 @@ _IMPOSTORS = (
 )
 
 
-def read(pictures: Any, name: str, background: float) -> list[np.ndarray]:
-    """Read one picture or several.
+def read(images: Any, name: str, background: float) -> list[np.ndarray]:
+    """Read one image or several.
 
     Args:
-        pictures: what `kdiffusion.images.to_model` takes.
-        name: what errors call it.
-        background: float from 0, black, to 1, white: the colour behind transparent parts.
+        images: see `kdiffusion.images.to_model`.
+        name: name of the argument, for errors.
+        background: float from 0, black, to 1, white; the colour behind transparent parts.
 
     Returns:
-        One array of shape (height, width, 3) for each picture, uint8 or float32 in [0, 1].
+        One array of shape (height, width, 3) for each image, uint8 or float32 in [0, 1].
 
     Raises:
-        ValueError: If something is no picture, damaged, too large or has values out of range.
+        ValueError: If something is no image, damaged, too large or has values out of range.
     """
-    if not isinstance(pictures, (list, tuple)):
-        return _read_one(pictures, f"`{name}`", background)
-    if not pictures:
-        raise ValueError(f"`{name}` must hold at least one picture. Received: an empty list")
+    if not isinstance(images, (list, tuple)):
+        return _read_one(images, f"`{name}`", background)
+    if not images:
+        raise ValueError(f"`{name}` must hold at least one image. Received: an empty list")
     arrays = []
-    for i, picture in enumerate(pictures):
-        arrays += _read_one(picture, f"`{name}[{i}]`", background)
+    for i, image in enumerate(images):
+        arrays += _read_one(image, f"`{name}[{i}]`", background)
     return arrays
 
 
 def resize(
-    picture: np.ndarray,
+    image: np.ndarray,
     height: int,
     width: int,
     resample: Image.Resampling = Image.Resampling.LANCZOS,
 ) -> np.ndarray:
-    """Resize a picture that `read` returned; by default as diffusers resizes PIL images."""
-    if picture.shape[:2] == (height, width):
-        return picture
+    """Resize an image that `read` returned; by default as diffusers resizes PIL images."""
+    if image.shape[:2] == (height, width):
+        return image
     size = width, height
-    if picture.dtype == np.uint8:
-        return np.asarray(Image.fromarray(picture).resize(size, resample))
-    channels = [Image.fromarray(np.ascontiguousarray(c)) for c in np.moveaxis(picture, -1, 0)]
+    if image.dtype == np.uint8:
+        return np.asarray(Image.fromarray(image).resize(size, resample))
+    channels = [Image.fromarray(np.ascontiguousarray(c)) for c in np.moveaxis(image, -1, 0)]
     resized = [channel.resize(size, resample) for channel in channels]
     return np.clip(np.stack([np.asarray(channel) for channel in resized], axis=-1), 0.0, 1.0)
 
 
-def to_unit(picture: np.ndarray) -> np.ndarray:
-    """A picture that `read` returned as float32 in [0, 1]."""
-    return picture.astype(np.float32) / 255.0 if picture.dtype == np.uint8 else picture
+def to_unit(image: np.ndarray) -> np.ndarray:
+    """Convert an image that `read` returned to float32 in [0, 1]."""
+    return image.astype(np.float32) / 255.0 if image.dtype == np.uint8 else image
 
 
 def check_pixels(height: int, width: int, name: str) -> None:
-    """Refuse sizes that would exhaust the memory before anything is allocated."""
+    """Check a size before memory is allocated for it."""
     if height * width > MAX_PIXELS:
         raise ValueError(
             f"{name} must have at most {MAX_PIXELS // 10**6} megapixels. "
@@ -86,36 +86,36 @@ def check_pixels(height: int, width: int, name: str) -> None:
         )
 
 
-def _read_one(picture, name, background):
-    if isinstance(picture, (str, os.PathLike)):
-        picture, name = _open(picture, name)
-    if isinstance(picture, Image.Image):
-        picture = _pixels(_upright(picture, name), name)
-    elif not hasattr(picture, "__array__"):
+def _read_one(image, name, background):
+    if isinstance(image, (str, os.PathLike)):
+        image, name = _open(image, name)
+    if isinstance(image, Image.Image):
+        image = _pixels(_upright(image, name), name)
+    elif not hasattr(image, "__array__"):
         raise ValueError(
             f"{name} must be a PIL image, the path of a file, an array or a list of these. "
-            f"Received: {type(picture).__name__}"
+            f"Received: {type(image).__name__}"
         )
-    batch = _levels(_batch(np.asarray(picture), name), name)
+    batch = _intensities(_batch(np.asarray(image), name), name)
     if batch.shape[-1] == 4:
         batch = _lay_over(batch, background)
     return list(np.broadcast_to(batch, (*batch.shape[:3], 3)))
 
 
 def _open(path, name):
-    """The upright picture of a file, and what errors call it."""
+    """Return the upright image of a file, and its name in errors."""
     path = os.fsdecode(path)
     shown = f"{name}, {path[:200]!r},"
     if not os.path.isfile(path):
         address = re.match(r"\w\w+:", path)
-        fix = "Addresses are not opened: download the picture." if address else "Check the path."
+        fix = "Addresses are not opened: download the image." if address else "Check the path."
         raise ValueError(f"{shown} is not a file. {fix}")
     Image.init()
     try:
         image = Image.open(path, formats=[f for f in _FORMATS if f in Image.OPEN])
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ValueError(f"{shown} has too many pixels. Make it smaller. ({error})") from error
-    # Readers answer malformed files with whatever they stumble upon, here and below.
+    # Readers of malformed files raise exceptions of any kind, here and below.
     except Exception as error:
         raise ValueError(f"{shown} cannot be opened. {_advice(path)} ({error})") from error
     with image:
@@ -132,7 +132,7 @@ def _advice(path):
 
 
 def _upright(image, name):
-    """A loaded copy of a picture, turned as its EXIF tag says."""
+    """Load a copy of an image, turned as its EXIF tag says."""
     check_pixels(image.height, image.width, name)
     try:
         return ImageOps.exif_transpose(image)
@@ -144,7 +144,7 @@ def _upright(image, name):
 
 
 def _pixels(image, name):
-    """The array of a PIL image, with one, three or four channels."""
+    """Return the array of a PIL image, with one, three or four channels."""
     if image.mode.startswith("I;16"):
         return np.asarray(image).astype(np.uint16)
     if image.mode == "I":
@@ -160,7 +160,7 @@ def _pixels(image, name):
 
 
 def _wide_integers(array, name):
-    """Mode I, as which older versions of Pillow open files of 16 bits."""
+    """Convert mode I, which older versions of Pillow use for files of 16 bits."""
     low, high = (int(array.min()), int(array.max())) if array.size else (0, 0)
     if low < 0 or high > 65535 or 0 < high < 256:
         raise ValueError(
@@ -171,25 +171,25 @@ def _wide_integers(array, name):
 
 
 def _to_srgb(image):
-    """Colours by the picture's own profile, where it has one that fits and is not sRGB's."""
+    """Convert an image to sRGB, if it has a readable profile of other colours."""
     profile = image.info.get("icc_profile")
     if not profile:
         return image
     try:
         source = ImageCms.getOpenProfile(io.BytesIO(profile))
-        # A conversion from sRGB to itself would only add rounding.
+        # Conversion from sRGB to itself would round for nothing.
         if ImageCms.getProfileDescription(source).startswith("sRGB"):
             return image
         target = ImageCms.createProfile("sRGB")
         mode = "RGBA" if image.mode == "RGBA" else "RGB"
         return ImageCms.profileToProfile(image, source, target, outputMode=mode)
-    # Unreadable profiles are common and nobody heeds them; Pillow may lack ImageCms.
+    # Unreadable profiles are common, and viewers ignore them. Pillow may lack ImageCms.
     except (ImageCms.PyCMSError, OSError, ValueError, ImportError):
         return image
 
 
 def _batch(array, name):
-    """Shape (batch, height, width, channels) with one, three or four channels."""
+    """Return the array as (batch, height, width, channels), with 1, 3 or 4 channels."""
     shape = array.shape
     batch = array[..., None] if array.ndim == 2 else array
     batch = batch[None] if batch.ndim == 3 else batch
@@ -201,15 +201,15 @@ def _batch(array, name):
     elif 0 in shape:
         fix = "It is empty."
     else:
-        fix = "Use `array[..., None]` for a batch of grey pictures."
+        fix = "Use `array[..., None]` for a batch of grey images."
     raise ValueError(
         f"{name} must have the shape (height, width), (height, width, channels) or (batch, "
         f"height, width, channels), with 1, 3 or 4 channels. Received: shape {shape}. {fix}"
     )
 
 
-def _levels(array, name):
-    """Values as uint8 or as float32 in [0, 1]."""
+def _intensities(array, name):
+    """Convert values to uint8, or to float32 in [0, 1]."""
     if array.dtype == np.uint8:
         return array
     if array.dtype == bool:
@@ -228,7 +228,7 @@ def _levels(array, name):
         _check_range(name, array.dtype, low, high, 255, 0, "Use `astype('uint16')` for 16 bits.")
         return array.astype(np.uint8)
     fix = "Use `array / 2 + 0.5`." if -1.0 <= low < 0.0 and high <= 1.0 else "Use `array / 255`."
-    # Half of the smallest step of 8 bits forgives the rounding of a resize or of half types.
+    # The tolerance is half a step of 8 bits: resizes and half precision round.
     _check_range(name, array.dtype, low, high, 1, 0.5 / 255, fix)
     return np.clip(array.astype(np.float32), 0.0, 1.0)
 
@@ -242,7 +242,7 @@ def _check_range(name, dtype, low, high, top, tolerance, fix):
 
 
 def _lay_over(batch, background):
-    """Pictures with an alpha channel, over grey of one level."""
+    """Lay images with an alpha channel over a grey background."""
     top = 255.0 if batch.dtype == np.uint8 else 1.0
     share = batch[..., 3:].astype(np.float32) / top
     mixed = batch[..., :3] * share + background * top * (1.0 - share)

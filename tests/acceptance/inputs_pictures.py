@@ -243,7 +243,7 @@ def mask_cases(model, repaint):
             unlike=everything,
             warning=warning,
         )
-    error = "one mask or one for each of 1 pictures"
+    error = "one mask or one for each of 1 images"
     two = partial(repaint, RGB, [ALPHA, ALPHA])
     yield Case("mask: two for one picture", f"error: {error}", two, error)
 

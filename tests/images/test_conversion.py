@@ -63,7 +63,7 @@ def test_one_mask_for_all_pictures_or_one_for_each():
     np.testing.assert_array_equal(every, every[:1].repeat(3, axis=0))
     each = images.to_mask([mask, 1 - mask], 16, 16, batch=2)
     np.testing.assert_array_equal(each[:1] + each[1:], np.ones((1, 16, 16, 1)))
-    with pytest.raises(ValueError, match="one for each of 3 pictures. Received: 2 masks"):
+    with pytest.raises(ValueError, match="one for each of 3 images. Received: 2 masks"):
         images.to_mask([mask, mask], 16, 16, batch=3)
 
 
@@ -155,6 +155,14 @@ def test_preview_of_single_channels():
     expected = [[171, 145, 136], [143, 179, 147], [87, 160, 154], [111, 104, 33], [128, 128, 128]]
     np.testing.assert_array_equal(result[:, 0, 0], expected)
     np.testing.assert_array_equal(result[:, 0, 1], 128)
+
+
+def test_preview_of_another_family_takes_its_matrix():
+    matrix = [[1.0, 0.0, 0.0], [0.0, 0.0, -1.0]]
+    latents = np.array([1.0, 1.0]).reshape(1, 1, 1, 2)
+    assert images.preview(latents, matrix=matrix)[0, 0, 0].tolist() == [255, 128, 0]
+    with pytest.raises(ValueError, match=r"\(batch, height, width, 2\).*shape \(1, 1, 1, 4\)"):
+        images.preview(np.zeros((1, 1, 1, 4)), matrix=matrix)
 
 
 def test_preview_saturates_and_grows():

@@ -104,7 +104,7 @@ def test_array(case):
 SQUARE = np.zeros((8, 8, 3), np.float32)
 FAULTS = {
     "nothing": (None, "path of a file, an array or a list of these. Received: NoneType"),
-    "empty list": ([], "at least one picture"),
+    "empty list": ([], "at least one image"),
     "list in a list": ([[SQUARE]], r"`image\[0\]` must be .* Received: list"),
     "second of a list": ([SQUARE, 3], r"`image\[1\]` must be"),
     "bytes": (b"\x89PNG", "Received: bytes"),

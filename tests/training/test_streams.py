@@ -86,6 +86,6 @@ def test_datasets_that_cannot_serve():
         Stream(numbered().take(0), size)
     with pytest.raises(ValueError, match="begins with another element each time"):
         Stream(numbered(1000).shuffle(1000), size)
-    with pytest.warns(UserWarning, match="One picture was expected"):
-        with pytest.raises(ValueError, match="One picture was expected. Received: a batch of 5"):
+    with pytest.warns(UserWarning, match="One image was expected"):
+        with pytest.raises(ValueError, match="One image was expected. Received: a batch of 5"):
             Stream(numbered().batch(5), size).batch(0, 2)
