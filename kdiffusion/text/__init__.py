@@ -1,1 +1,1 @@
-"""Texts to tokens."""
+"""Convert texts to rows of token ids."""

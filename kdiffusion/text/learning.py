@@ -1,7 +1,6 @@
-"""Learning a small vocabulary of byte pairs for CLIP's tokenizer.
+"""Learn a small vocabulary of byte pairs for CLIP's tokenizer (Sennrich et al. 2016)."""
 
-Sennrich et al. 2016, algorithm 1.
-"""
+from __future__ import annotations
 
 import string
 from collections import Counter
@@ -11,26 +10,31 @@ from kdiffusion.text.tokenizer import WORDS, SimpleTokenizer
 from kdiffusion.text.vocabulary import BYTE_SYMBOLS, END, START, WORD_END, merge
 
 UNKNOWN = "<unk>"
-# What a cleaned English text is made of; whatever else a prompt holds becomes UNKNOWN.
+# The characters of a cleaned English text; others become UNKNOWN.
 _ALPHABET = "".join(sorted(string.digits + string.ascii_lowercase + string.punctuation))
 
 
 def learn_tokenizer(texts: Iterable[str], size: int, max_length: int) -> SimpleTokenizer:
     """Learn a tokenizer by merging the most frequent pair of symbols, again and again.
 
-    Pairs that are equally frequent are merged in the order of their symbols, so the same texts
-    give the same tokenizer.
+    Sennrich et al. 2016, algorithm 1. Pairs that are equally frequent are merged in the order of
+    their symbols, so the same texts give the same tokenizer.
 
     Args:
-        texts: what to learn from.
-        size: int, number of tokens at most.
+        texts: texts to learn from, such as captions.
+        size: int, the largest number of tokens.
         max_length: int, number of ids in a row.
 
     Returns:
-        A `SimpleTokenizer` that knows printable ASCII and an id for everything else.
+        `SimpleTokenizer` of printable ASCII, with one id for all other characters.
 
     Raises:
-        ValueError: `size` is too small for the alphabet.
+        ValueError: If `size` is too small for the alphabet.
+
+    Example:
+
+    >>> len(learn_tokenizer(["a red bus", "a red car"], size=200, max_length=16).vocab)
+    145
     """
     tokens = [*_ALPHABET, *(symbol + WORD_END for symbol in _ALPHABET)]
     special = [UNKNOWN, START, END]

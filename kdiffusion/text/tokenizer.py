@@ -1,14 +1,16 @@
 """CLIP's byte-pair tokenizer: prompts to rows of token ids.
 
-Two stages, `clean` (repair, unescape, fold whitespace, lower) and the byte-pair encoding of words.
-Both equal OpenAI's (Radford et al. 2021; github.com/openai/CLIP, clip/simple_tokenizer.py) for
-every text. Transformers' tokenizer departs from it, hence from this one:
+It has two stages: `clean` (repair, unescape, fold whitespace, lower the case) and the byte-pair
+encoding of words. Both equal OpenAI's (Radford et al. 2021; github.com/openai/CLIP,
+clip/simple_tokenizer.py) for every text. Transformers' tokenizer differs from both:
 - it does not unescape HTML, nor repair mojibake (only version 4's slow form does);
-- it finds `<|endoftext|>` within a run of punctuation, OpenAI only at the start of a word;
+- it finds `<|endoftext|>` within a run of punctuation, OpenAI's only at the start of a word;
 - it takes the pad token of the Stable Diffusion 2 folders, "!", for a special token wherever a
   prompt holds it: id 0, where OpenAI and OpenCLIP give 256;
-- its words are split with case ("'ſ" is no "'s") and by another release of Unicode.
+- it splits words with case ("'ſ" is no "'s") and by another release of Unicode.
 """
+
+from __future__ import annotations
 
 import html
 import os
@@ -31,18 +33,18 @@ from kdiffusion.text.vocabulary import (
     merge,
 )
 
-# The alternatives of simple_tokenizer.py, in their order. Cases are ignored although the text is
-# lower: "ſ", which `str.lower` leaves alone, counts as an s.
+# These are the alternatives of simple_tokenizer.py, in their order. Case is ignored although the
+# text is lower-cased: "ſ", which `str.lower` does not change, counts as an s.
 WORDS = regex.compile(
     rf"{regex.escape(START)}|{regex.escape(END)}"
     r"|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+",
     regex.IGNORECASE,
 )
-# CLIP's longest token has 32 bytes, so a row reads twice what it can hold. The time is bounded by
-# this alone: Unicode normalisation is quadratic in a run of combining marks, 4 s for 20,000 of the
-# worst (each becomes two, in falling order), hours for a megabyte.
+# CLIP's longest token has 32 bytes, so twice as many characters are read as a row can hold. This
+# bounds the time: Unicode normalisation is quadratic in a run of combining marks. The worst marks,
+# each of which becomes two in falling order, take 4 s for 20,000 of them, and hours for a megabyte.
 CHARACTERS_PER_TOKEN = 64
-# Bounds the memory of a process that serves for months.
+# These bound the memory of a process that serves for months.
 MAX_CACHED_WORDS, MAX_CACHED_LENGTH = 1 << 16, 32
 MAX_SHOWN = 300
 
@@ -55,15 +57,15 @@ class SimpleTokenizer:
     they name.
 
     Args:
-        vocabulary: token to id; the ids are 0 … n - 1.
-        merges: pairs of symbols, the first to be merged first.
-        pad_id: id that fills rows; None for the end id (Stable Diffusion 1). Stable Diffusion 2
-            has 0.
-        max_length: number of ids in a row.
-        unknown_id: id of the bytes that the vocabulary lacks; None if it must hold them all.
+        vocabulary: mapping from token to id; the ids are 0 to n - 1.
+        merges: pairs of symbols, in the order in which they are merged.
+        pad_id: int, id that fills rows; `None` for the end id (Stable Diffusion 1). Stable
+            Diffusion 2 has 0.
+        max_length: int, number of ids in a row.
+        unknown_id: int, id of the bytes that the vocabulary lacks; `None` if it must hold all.
 
     Raises:
-        ValueError: vocabulary and merges do not fit together.
+        ValueError: If vocabulary and merges do not fit together.
 
     Example:
         >>> tokenizer = SimpleTokenizer.byte_level()
@@ -104,17 +106,20 @@ class SimpleTokenizer:
         self._added_pattern: regex.Pattern | None = None
 
     @classmethod
-    def from_folder(cls, path: str | os.PathLike) -> "SimpleTokenizer":
-        """Reads the `tokenizer/` folder of a diffusers checkpoint.
+    def from_folder(cls, path: str | os.PathLike) -> SimpleTokenizer:
+        """Read the `tokenizer/` folder of a diffusers checkpoint.
 
-        Takes its tokenizer.json, or else its vocab.json and merges.txt, and pad token, row length
-        and added tokens from the files beside them.
+        It reads tokenizer.json, or else vocab.json and merges.txt, and the pad token, the length of
+        rows and the added tokens from the files beside them.
 
         Args:
             path: the folder.
 
+        Returns:
+            `SimpleTokenizer`.
+
         Raises:
-            ValueError: a file is missing or malformed; the message names it.
+            ValueError: If a file is missing or malformed; the message names it.
         """
         folder = files.read_folder(Path(path))
         added = set(folder.added)
@@ -126,7 +131,7 @@ class SimpleTokenizer:
             tokenizer.add_tokens(folder.added)
         except ValueError as error:
             raise ValueError(f"{path}: {error} Rename one of them in its files.") from error
-        tokenizer.pad_id = folder.pad_id  # which an added token may have
+        tokenizer.pad_id = folder.pad_id  # it may be the id of an added token
         return tokenizer
 
     @classmethod
@@ -136,15 +141,18 @@ class SimpleTokenizer:
         *,
         pad_id: int | None = None,
         max_length: int = MAX_LENGTH,
-    ) -> "SimpleTokenizer":
-        """Reads OpenAI's `bpe_simple_vocab_16e6.txt.gz`.
+    ) -> SimpleTokenizer:
+        """Read OpenAI's `bpe_simple_vocab_16e6.txt.gz`.
 
         Args:
             path: the file.
-            pad_id, max_length: as the constructor's.
+            pad_id, max_length: see the class.
+
+        Returns:
+            `SimpleTokenizer`.
 
         Raises:
-            ValueError: the file is missing or malformed.
+            ValueError: If the file is missing or malformed.
         """
         merges = files.read_bpe(path)
         return cls(files.trained_ids(merges), merges, pad_id=pad_id, max_length=max_length)
@@ -152,59 +160,63 @@ class SimpleTokenizer:
     @classmethod
     def byte_level(
         cls, *, pad_id: int | None = None, max_length: int = MAX_LENGTH
-    ) -> "SimpleTokenizer":
-        """The vocabulary without merges: 256 bytes, the same at a word's end, start and end ids.
+    ) -> SimpleTokenizer:
+        """Make a tokenizer without merges: 256 bytes, 256 at a word's end, the start and end ids.
 
         Args:
-            pad_id, max_length: as the constructor's.
+            pad_id, max_length: see the class.
+
+        Returns:
+            `SimpleTokenizer`.
         """
         return cls(files.trained_ids(()), (), pad_id=pad_id, max_length=max_length)
 
     @classmethod
-    def default(
-        cls, *, pad_id: int | None = None, max_length: int = MAX_LENGTH
-    ) -> "SimpleTokenizer":
-        """CLIP's vocabulary from the file that `KDIFFUSION_CLIP_VOCAB` names, else downloaded once.
+    def default(cls, *, pad_id: int | None = None, max_length: int = MAX_LENGTH) -> SimpleTokenizer:
+        """Read CLIP's vocabulary from the file in `KDIFFUSION_CLIP_VOCAB`, or download it once.
 
-        The download goes to Keras's cache (`KERAS_HOME`) and is verified by its sha256.
+        The download goes to Keras's cache (`KERAS_HOME`) and is verified by its SHA-256.
 
         Args:
-            pad_id, max_length: as the constructor's.
+            pad_id, max_length: see the class.
+
+        Returns:
+            `SimpleTokenizer`.
 
         Raises:
-            ValueError: the variable names no file, or the download failed.
+            ValueError: If the variable names no file, or the download failed.
         """
         return cls.from_bpe(files.find_vocabulary(), pad_id=pad_id, max_length=max_length)
 
     @property
     def vocab(self) -> list[str]:
-        """The tokens in the order of their ids."""
+        """Return the tokens in the order of their ids."""
         return [self.decoder[index] for index in range(len(self.decoder))]
 
     @property
     def start_of_text(self) -> int:
-        """Id that starts every row: 49406 in CLIP's vocabulary."""
+        """Return the id that starts every row: 49406 in CLIP's vocabulary."""
         return self.encoder[START]
 
     @property
     def end_of_text(self) -> int:
-        """Id that ends every text: 49407 in CLIP's vocabulary."""
+        """Return the id that ends every text: 49407 in CLIP's vocabulary."""
         return self.encoder[END]
 
     def add_tokens(self, tokens: str | Iterable[str]) -> int:
-        """Gives each new token the next id.
+        """Add tokens, each new one with the next id.
 
-        An added token is found anywhere in a text, the longest first, and in any case, since texts
-        are lower-cased: as transformers finds it.
+        An added token is found anywhere in a text, in upper and lower case, and the longest first,
+        as in transformers.
 
         Args:
-            tokens: one or more; those that the vocabulary holds are passed over.
+            tokens: a token, or several; those that the vocabulary holds are skipped.
 
         Returns:
-            How many were new.
+            int, the number of new tokens.
 
         Raises:
-            ValueError: a token is blank, or differs from another one only by case.
+            ValueError: If a token is blank, or differs from another one only by case.
         """
         added = dict(self._added)
         for token in [tokens] if isinstance(tokens, str) else dict.fromkeys(tokens):
@@ -231,13 +243,16 @@ class SimpleTokenizer:
 
     @staticmethod
     def clean(text: str) -> str:
-        """Repairs mojibake, undoes HTML escapes twice, folds whitespace, lowers the case.
+        """Repair mojibake, undo HTML escapes twice, fold whitespace and lower the case.
 
         Args:
             text: a prompt.
 
+        Returns:
+            The cleaned text.
+
         Raises:
-            ValueError: `text` is not a string.
+            ValueError: If `text` is not a string.
         """
         if not isinstance(text, str):
             raise ValueError(f"A prompt must be a string. Received: {type(text).__name__}")
@@ -245,26 +260,27 @@ class SimpleTokenizer:
         return regex.sub(r"\s+", " ", text).strip().lower()
 
     def encode(self, text: str) -> list[int]:
-        """Encodes a text of any length; see `rows` for what may come from strangers.
+        """Encode a text of any length.
 
-        The time grows with the square of the longest run of combining marks.
+        The time grows with the square of the longest run of combining marks; use `rows` for texts
+        of strangers.
 
         Args:
             text: a prompt.
 
         Returns:
-            The start id, the ids of the cleaned text's words, the end id.
+            List of the start id, the ids of the cleaned text's words, and the end id.
         """
         return [self.start_of_text, *self.encode_cleaned(self.clean(text)), self.end_of_text]
 
     def encode_cleaned(self, text: str) -> list[int]:
-        """The second stage alone.
+        """Encode a cleaned text, without start and end ids.
 
         Args:
-            text: what `clean` has returned.
+            text: a result of `clean`.
 
         Returns:
-            The ids of its words, without start and end.
+            List of the ids of its words.
         """
         ids = []
         for part in self._added_pattern.split(text) if self._added_pattern else [text]:
@@ -276,10 +292,10 @@ class SimpleTokenizer:
         return ids
 
     def bpe(self, token: str) -> str:
-        """Merges a word.
+        """Merge the symbols of a word.
 
         Args:
-            token: the word, each of its bytes as the vocabulary's symbol.
+            token: the word, with the vocabulary's symbol for each byte.
 
         Returns:
             The word's tokens, separated by spaces.
@@ -291,13 +307,16 @@ class SimpleTokenizer:
         return " ".join(merge(symbols, self._ranks))
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Turns ids into text, a space after each word; bytes that are no UTF-8 become U+FFFD.
+        """Decode ids to a text, with a space after each word.
 
         Args:
-            ids: integers, such as `encode` returns.
+            ids: integers, such as those of `encode`.
+
+        Returns:
+            The text; bytes that are not valid UTF-8 become U+FFFD.
 
         Raises:
-            ValueError: an id is not in the vocabulary.
+            ValueError: If an id is not in the vocabulary.
         """
         content = bytearray()
         for index in map(int, ids):
@@ -313,24 +332,24 @@ class SimpleTokenizer:
                 content += f"{token} ".encode(errors="replace")
             else:
                 symbols = token.removesuffix(WORD_END)
-                # Only an unknown token, such as "<unk>", has other symbols.
+                # No token but the unknown one, such as "<unk>", has other symbols.
                 content += b"".join(SYMBOL_BYTES.get(symbol, b"?") for symbol in symbols)
                 content += b" " * (symbols != token)
         return content.decode("utf-8", errors="replace")
 
     def rows(self, prompts: Sequence[str], *, warn: bool = True) -> np.ndarray:
-        """Encodes prompts as rows for a text encoder.
+        """Encode prompts to rows for a text encoder.
 
         Args:
-            prompts: list of texts. A longer one than a row keeps its first words, and a warning
-                shows the others. Of 77 ids no more than 4,928 characters are read (64 an id).
-            warn: `False` for no such warning, as for a million captions.
+            prompts: list of texts. A prompt that is longer than a row keeps its first words, and a
+                warning shows the others. At most 64 characters an id are read, 4,928 for 77 ids.
+            warn: bool; `False` hides the warning, for many captions.
 
         Returns:
             int32 (len(prompts), max_length): start id, words, end id, then `pad_id`.
 
         Raises:
-            ValueError: `prompts` is not a list of strings.
+            ValueError: If `prompts` is not a list of strings.
         """
         listed = isinstance(prompts, Collection) and not isinstance(prompts, str)
         if not listed or not all(isinstance(prompt, str) for prompt in prompts):
@@ -349,10 +368,10 @@ class SimpleTokenizer:
         return rows
 
     def save(self, folder: str | os.PathLike) -> None:
-        """Writes a `tokenizer/` folder that transformers' CLIPTokenizer and `from_folder` read.
+        """Write a `tokenizer/` folder that transformers' CLIPTokenizer and `from_folder` read.
 
         Args:
-            folder: path; made if it does not exist.
+            folder: path of the folder, which is made if it does not exist.
         """
         content = files.FolderVocabulary(
             ids=self.encoder,
@@ -365,7 +384,7 @@ class SimpleTokenizer:
         files.write_folder(Path(folder), content)
 
     def _truncate(self, prompt: str) -> tuple[list[int], str]:
-        """Ids that fit a row, and the words that do not."""
+        """Return the ids that fit a row, and the words that do not."""
         limit = CHARACTERS_PER_TOKEN * self.max_length
         *ids, end = self.encode(prompt[:limit])
         room = self.max_length - 1

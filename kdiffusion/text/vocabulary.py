@@ -1,5 +1,7 @@
 """CLIP's vocabulary: its bytes, its merges, and the files that hold them."""
 
+from __future__ import annotations
+
 import gzip
 import heapq
 import json
@@ -17,7 +19,7 @@ WORD_END = "</w>"
 MAX_LENGTH = 77
 
 PATH_VARIABLE = "KDIFFUSION_CLIP_VOCAB"
-# Name, address and digest are KerasCV's: a vocabulary that it has cached is found.
+# KerasCV has the same name, address and digest, so a vocabulary in its cache is found.
 NAME = "bpe_simple_vocab_16e6.txt.gz"
 URL = f"https://github.com/openai/CLIP/blob/main/clip/{NAME}?raw=true"
 SHA256 = "924691ac288e54409236115652ad4aa250f48203de50a9e4722a6ecd48d6804a"
@@ -36,17 +38,22 @@ def _byte_symbols() -> dict[int, str]:
     return symbols | {byte: chr(256 + n) for n, byte in enumerate(others)}
 
 
-# The printable character that stands for each byte (GPT-2; Radford et al. 2019), in id order.
+# A printable character stands for each byte (GPT-2; Radford et al. 2019), in the order of ids.
 BYTE_SYMBOLS = _byte_symbols()
 SYMBOL_BYTES = {symbol: bytes([byte]) for byte, symbol in BYTE_SYMBOLS.items()}
 ALPHABET = (*SYMBOL_BYTES, *(symbol + WORD_END for symbol in SYMBOL_BYTES))
 
 
 class FolderVocabulary(NamedTuple):
-    """What the `tokenizer/` folder of a checkpoint says.
+    """The content of the `tokenizer/` folder of a checkpoint.
 
-    `ids` maps trained and added tokens, `added` lists the added ones in the order of their ids;
-    `unknown_id` is None if `ids` holds all bytes.
+    Args:
+        ids: dictionary from trained and added tokens to their ids.
+        merges: pairs of symbols, in the order in which they are merged.
+        added: the added tokens, in the order of their ids.
+        pad_id: int, id that fills rows.
+        unknown_id: int, id of bytes that `ids` lacks; `None` if it holds all.
+        max_length: int, number of ids in a row.
     """
 
     ids: dict[str, int]
@@ -58,16 +65,24 @@ class FolderVocabulary(NamedTuple):
 
 
 def trained_ids(merges: Sequence[tuple[str, str]]) -> dict[str, int]:
-    """Numbers bytes, merged symbols and the two special tokens, as OpenAI's tokenizer does."""
+    """Number bytes, merged symbols and the two special tokens, as OpenAI's tokenizer does."""
     tokens = [*ALPHABET, *map("".join, merges), START, END]
     return {token: index for index, token in enumerate(tokens)}
 
 
 def merge(symbols: list[str], ranks: Mapping[tuple[str, str], int]) -> list[str]:
-    """Merges the pair of the lowest rank wherever it occurs, left to right, until none is left.
+    """Merge the pair of the lowest rank wherever it occurs, left to right, until none is left.
 
-    Sennrich et al. 2016, algorithm 1, in O(n log n): a list of neighbours, and for each pair the
-    places where it was seen, which are looked at again before they are merged.
+    Sennrich et al. 2016, algorithm 1, in O(n log n). It keeps a list of neighbours, and for each
+    pair the places where it was seen. A place is checked again before it is merged, because the
+    pair may be gone.
+
+    Args:
+        symbols: list of symbols, which is changed.
+        ranks: rank of each pair that is merged; the lowest first.
+
+    Returns:
+        List of the merged symbols.
     """
     size = len(symbols)
     before, after = list(range(-1, size - 1)), list(range(1, size + 1))
@@ -107,7 +122,16 @@ def merge(symbols: list[str], ranks: Mapping[tuple[str, str], int]) -> list[str]
 def check_vocabulary(
     ids: Mapping[str, int], merges: Sequence[tuple[str, str]], needs_bytes: bool = True
 ) -> None:
-    """Raises a ValueError unless every text encodes to ids 0 … n - 1."""
+    """Check that every text encodes to ids from 0 to n - 1.
+
+    Args:
+        ids: mapping from token to id.
+        merges: pairs of symbols.
+        needs_bytes: bool, whether `ids` must hold all bytes.
+
+    Raises:
+        ValueError: If ids are missing or shared, or a merge has no token.
+    """
     if any(not isinstance(index, int) for index in ids.values()):
         raise ValueError("ids must be integers")
     holders = {index: token for token, index in ids.items()}
@@ -128,7 +152,7 @@ def check_vocabulary(
 
 
 def read_bpe(path: str | os.PathLike) -> Merges:
-    """Reads the merges of OpenAI's bpe_simple_vocab_16e6.txt.gz, as many as CLIP uses."""
+    """Read the merges of OpenAI's bpe_simple_vocab_16e6.txt.gz, as many as CLIP uses."""
     merges = _read(Path(path), _parse_merges, gzip.open)[:NUM_MERGES]
     if not merges:
         raise ValueError(f"{path} is empty. Fetch it again.")
@@ -136,10 +160,10 @@ def read_bpe(path: str | os.PathLike) -> Merges:
 
 
 def read_folder(folder: Path) -> FolderVocabulary:
-    """Reads tokenizer.json, or else vocab.json and merges.txt, with the settings beside them.
+    """Read tokenizer.json, or else vocab.json and merges.txt, with the settings beside them.
 
-    tokenizer.json comes first, as in transformers: it is complete, and the only file that
-    transformers 5 keeps up to date. No path that a file names is opened.
+    tokenizer.json comes first, as in transformers: it is complete, and transformers 5 writes no
+    other. Paths that are named inside the files are not opened.
     """
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     settings = _read_settings(folder, names)
@@ -166,9 +190,9 @@ def read_folder(folder: Path) -> FolderVocabulary:
 
 
 def write_folder(folder: Path, vocabulary: FolderVocabulary) -> None:
-    """Writes vocab.json, merges.txt and their settings, as transformers' CLIPTokenizer reads."""
+    """Write vocab.json, merges.txt and settings, as transformers' CLIPTokenizer reads them."""
     folder.mkdir(parents=True, exist_ok=True)
-    # Read in preference to the files written here, an old one would hide them.
+    # Readers prefer this file, so an old one would hide those that are written here.
     (folder / "tokenizer.json").unlink(missing_ok=True)
     tokens = {index: token for token, index in vocabulary.ids.items()}
     roles = {
@@ -192,7 +216,11 @@ def write_folder(folder: Path, vocabulary: FolderVocabulary) -> None:
 
 
 def local_vocabulary() -> str | None:
-    """Path of OpenAI's vocabulary if it is on this machine, where `find_vocabulary` looks."""
+    """Return the path of OpenAI's vocabulary where `find_vocabulary` looks, without a download.
+
+    Returns:
+        The path, or `None` if the file is not on this machine.
+    """
     if path := os.environ.get(PATH_VARIABLE):
         return path if os.path.isfile(path) else None
     home = os.environ.get("KERAS_HOME") or os.path.join(os.path.expanduser("~"), ".keras")
@@ -203,16 +231,22 @@ def local_vocabulary() -> str | None:
 
 
 def find_vocabulary() -> str:
-    """Path of OpenAI's vocabulary: the file that KDIFFUSION_CLIP_VOCAB names, else a download.
+    """Return the path of OpenAI's vocabulary: the file in KDIFFUSION_CLIP_VOCAB, or a download.
 
-    The variable comes first, so whoever sets it never waits for a network. The download is kept in
-    Keras's cache (KERAS_HOME) and verified by its sha256 whenever it is used.
+    The variable comes first, so with it no network is needed. The download is kept in Keras's cache
+    (KERAS_HOME) and verified by its SHA-256 whenever it is used.
+
+    Returns:
+        The path.
+
+    Raises:
+        ValueError: If the variable names no file, or the download failed.
     """
     if path := os.environ.get(PATH_VARIABLE):
         if not os.path.isfile(path):
             raise ValueError(f"{PATH_VARIABLE} must name {NAME}. No such file: {path!r}")
         return path
-    import keras  # takes seconds, and most tokenizers come from a folder
+    import keras  # this takes seconds, and most tokenizers come from a folder
 
     try:
         return keras.utils.get_file(NAME, URL, file_hash=SHA256)
@@ -225,7 +259,7 @@ def find_vocabulary() -> str:
 
 
 def _read(path: Path, parse: Callable[[str], T], opener: Callable = open) -> T:
-    """Parses a text file; whatever is wrong with it becomes a ValueError that names it."""
+    """Parse a text file; raise a ValueError that names it if anything is wrong with it."""
     try:
         with opener(path, "rb") as file:
             content = file.read(MAX_FILE_BYTES + 1)
@@ -269,19 +303,19 @@ def _parse_object(text: str) -> dict[str, Any]:
 
 
 def _parse_tokenizer(text: str) -> tuple[dict[str, int], Merges, dict[str, int]]:
-    """Trained ids, merges and listed tokens of a tokenizer.json."""
+    """Return the trained ids, the merges and the listed tokens of a tokenizer.json."""
     content = _parse_object(text)
     model = content["model"]
     if (kind := model.get("type", "BPE")) != "BPE":
         raise ValueError(f"`model.type` must be 'BPE', as CLIP's is. Received: {kind!r}")
-    # tokenizers writes "a b" before version 0.20, ["a", "b"] since.
+    # The tokenizers library writes "a b" before version 0.20, and ["a", "b"] since.
     merges = (pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"])
     listed = {_content(token): token["id"] for token in content.get("added_tokens", ())}
     return dict(model["vocab"]), tuple(_pair(pair) for pair in merges), listed
 
 
 def _parse_config(text: str) -> dict[str, Any]:
-    """A tokenizer_config.json or special_tokens_map.json, its records of tokens made plain."""
+    """Parse a tokenizer_config.json or special_tokens_map.json; its tokens become strings."""
     content = _parse_object(text)
     if (listed := content.get("added_tokens_decoder")) is not None:
         content["added_tokens_decoder"] = {
@@ -294,7 +328,7 @@ def _parse_config(text: str) -> dict[str, Any]:
 
 
 def _content(token: Any) -> str:
-    """A token, written plainly or as a record of the tokenizers library."""
+    """Return a token, which is a string or a record of the tokenizers library."""
     content = token["content"] if isinstance(token, dict) else token
     if not isinstance(content, str):
         raise ValueError(f"a token must be a string. Received: {content!r:.40}")
@@ -302,10 +336,10 @@ def _content(token: Any) -> str:
 
 
 def _read_settings(folder: Path, names: Collection[str]) -> dict[str, Any]:
-    """tokenizer_config.json, overruled by special_tokens_map.json as in transformers.
+    """Read tokenizer_config.json and, over it, special_tokens_map.json, as in transformers.
 
-    The map is where the Stable Diffusion 2 folders name their pad token. A config that lists its
-    tokens (transformers since 4.34) stands alone.
+    The Stable Diffusion 2 folders name their pad token in the map. A config that lists its tokens
+    (transformers since 4.34) is used alone.
     """
     config, roles = (
         _read(folder / name, _parse_config) if name in names else {}
@@ -317,19 +351,19 @@ def _read_settings(folder: Path, names: Collection[str]) -> dict[str, Any]:
 def _folder_vocabulary(
     trained: dict[str, int], merges: Merges, added: dict[str, int], settings: Mapping[str, Any]
 ) -> FolderVocabulary:
-    """Checks the parts of a folder against one another."""
+    """Make the vocabulary of a folder, after checking its parts against one another."""
     ids = trained | added
     pad_token, unknown = (settings.get(role, END) for role in ("pad_token", "unk_token"))
     check_vocabulary(ids, merges, needs_bytes=unknown not in trained)
     made = {START, END, unknown, pad_token, *ALPHABET, *map("".join, merges)}
-    # A merges file that was cut would encode, to other ids than the model was trained with.
+    # A merges file that was cut short would encode to other ids than those of training.
     if unmade := [token for token in trained if token not in made]:
         raise ValueError(f"merges are missing: none makes {_some(unmade)}")
     if any(index < len(trained) for index in added.values()):
         raise ValueError("the ids of added tokens must follow those of the vocabulary")
     if pad_token not in ids:
         raise ValueError(f"the vocabulary lacks the pad token {pad_token!r}")
-    # Without a limit, transformers writes 1e30.
+    # transformers writes 1e30 if there is no limit.
     length = settings.get("model_max_length")
     return FolderVocabulary(
         ids=ids,
