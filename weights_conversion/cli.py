@@ -59,11 +59,11 @@ def add_commands(
         commands: of the parser.
         write_tokenizer: writes the tokenizer that single files have not, see `convert`.
     """
-    _add_inspect(commands.add_parser("inspect", help="tell what a checkpoint is"))
+    _add_inspect(commands.add_parser("inspect", help="say what a checkpoint holds"))
     convert_parser = commands.add_parser("convert", help="write a checkpoint in another layout")
     convert_parser.set_defaults(write_tokenizer=write_tokenizer)
     _add_convert(convert_parser)
-    _add_repair(commands.add_parser("repair", help="cut off what stands behind the last tensor"))
+    _add_repair(commands.add_parser("repair", help="cut off the bytes behind the last tensor"))
 
 
 def _add_inspect(parser: argparse.ArgumentParser) -> None:

@@ -1,7 +1,7 @@
 """The command line: `kdiffusion generate "a prompt"`, `train`, `samplers`, `inspect`, `convert` ...
 
 Results go to files and the standard output, everything else to the standard error. Keras and
-TensorFlow are imported only when a picture is drawn or a model trained.
+TensorFlow are imported only when an image is generated or a model trained.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from kdiffusion import __version__
 from kdiffusion.cli import generate, samplers, train
 from kdiffusion.cli.messages import describe, log, notes, plain_warnings
 
-OK, FAILED, INTERRUPTED = 0, 1, 130  # argparse itself leaves with 2 on a usage error
+OK, FAILED, INTERRUPTED = 0, 1, 130  # argparse itself exits with 2 on a usage error
 
-# Those of weights_conversion, which is imported only when one of them is called.
+# These are weights_conversion's, which is imported only when one of them is called.
 _CHECKPOINT_COMMANDS = {
-    "inspect": "tell what a checkpoint is",
+    "inspect": "say what a checkpoint holds",
     "convert": "write a checkpoint in another layout",
-    "repair": "cut off what stands behind the last tensor of a file",
+    "repair": "cut off the bytes behind the last tensor of a file",
 }
 
 
@@ -35,8 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         int, the exit code: 0, 1 after an error, 130 after Ctrl-C.
 
     Raises:
-        SystemExit: with code 2 if the arguments are wrong, 0 after `--help` and `--version`, 130
-            and 143 when training has been stopped by Ctrl-C or SIGTERM and saved.
+        SystemExit: With code 2 if the arguments are wrong, 0 after `--help` and `--version`, 130
+            and 143 when training was saved and stopped by Ctrl-C or SIGTERM.
 
     Example:
 
@@ -47,7 +47,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else list(argv)
     arguments = _parser(argv[:1]).parse_args(argv)
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a name need not fit the terminal
+        sys.stdout.reconfigure(
+            errors="backslashreplace"
+        )  # a terminal may lack characters of a name
     try:
         with plain_warnings():
             arguments.run(arguments)
@@ -68,7 +70,7 @@ def _parser(command: Sequence[str] = ()) -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"kdiffusion {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    generate.add_arguments(commands.add_parser("generate", help="draw pictures"))
+    generate.add_arguments(commands.add_parser("generate", help="generate images"))
     train.add_arguments(commands.add_parser("train", help="train a model"))
     samplers.add_arguments(commands.add_parser("samplers", help="list the samplers"))
     if _CHECKPOINT_COMMANDS.keys() & set(command):

@@ -1,4 +1,4 @@
-"""The files that the command line writes: their names, and what became of them."""
+"""The files that the command line writes: their names, and which of them were written."""
 
 from __future__ import annotations
 
@@ -17,7 +17,17 @@ Identities = dict[Path, tuple[int, int] | None]
 
 
 def picture_paths(output: Path | None, prompt: str, seed: int, count: int) -> list[Path]:
-    """The files of the pictures."""
+    """Return the paths of images.
+
+    Args:
+        output: path of a PNG file, or of a folder; `None` for the current folder.
+        prompt: the prompt, for the name in a folder.
+        seed: the seed, likewise.
+        count: int, number of images; several get -0, -1 and so on.
+
+    Returns:
+        List of `count` paths.
+    """
     if output is None or output.is_dir():
         words = re.findall(r"\w+", prompt[:200].lower())
         name = "-".join(words)[:40].strip("-_") or "picture"
@@ -29,7 +39,7 @@ def picture_paths(output: Path | None, prompt: str, seed: int, count: int) -> li
 
 
 def check_suffix(option: str, path: Path, besides: str = "") -> None:
-    """Refuse what is not the name of a PNG file."""
+    """Check that a path is the name of a PNG file."""
     if path.suffix.lower() != ".png":
         raise ValueError(
             f"{option} must be {besides}the name of a PNG file. "
@@ -38,7 +48,7 @@ def check_suffix(option: str, path: Path, besides: str = "") -> None:
 
 
 def check_writable(paths: Sequence[Path], force: bool) -> None:
-    """Say now, not after the long work, what cannot be written."""
+    """Check that files can be written, before the long work begins."""
     for folder in dict.fromkeys(path.parent for path in paths):
         if not folder.is_dir():
             raise FileNotFoundError(
@@ -54,12 +64,16 @@ def check_writable(paths: Sequence[Path], force: bool) -> None:
 
 
 def identities(paths: Sequence[Path]) -> Identities:
-    """What tells each file from one that replaces it."""
+    """Return the identity of each file, which differs from that of a file that replaces it."""
     return {path: _identity(path) for path in paths}
 
 
 def account(before: Identities) -> str:
-    """What a run that stopped has written and what not, after `identities` at its start."""
+    """Say which files a stopped run has written.
+
+    Args:
+        before: `identities` of its files, at its start.
+    """
     written = [str(path) for path, identity in before.items() if _identity(path) != identity]
     if not written:
         return "nothing was written"
@@ -68,7 +82,7 @@ def account(before: Identities) -> str:
 
 
 def replace_picture(path: Path, picture: np.ndarray) -> None:
-    """Write a PNG file over another, so that who watches it never sees a part of one."""
+    """Write a PNG file over another; a program that watches it never sees a part of one."""
     from PIL import Image
 
     with replacing(path) as partial:

@@ -1,4 +1,4 @@
-"""What the command line says to people: warnings, errors and notes, one line each."""
+"""Messages of the command line: warnings, errors and notes, one line each."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from collections.abc import Iterable, Iterator
 
 
 def log(*lines: str) -> None:
-    """Say something on the standard error."""
+    """Write lines to the standard error."""
     sys.stderr.writelines(f"kdiffusion: {line}\n" for line in lines)
 
 
 def describe(error: Exception) -> str:
-    """The message of an error the user can mend; of any other the class too."""
+    """Return the message of an error; also its class, unless the user can correct it."""
     message = " ".join(str(error).split())
     if isinstance(error, (ValueError, OSError)) and message:
         return message
@@ -23,13 +23,13 @@ def describe(error: Exception) -> str:
 
 
 def notes(error: BaseException) -> Iterable[str]:
-    """What was added to an error on its way."""
+    """Return the notes that were added to an error."""
     return getattr(error, "__notes__", ())
 
 
 @contextlib.contextmanager
 def plain_warnings() -> Iterator[None]:
-    """Warnings as one line each, without the line of code that gave them."""
+    """Show each warning on one line, without the line of code that caused it."""
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *_: log(f"warning: {message}")
         yield
@@ -37,9 +37,9 @@ def plain_warnings() -> Iterator[None]:
 
 @contextlib.contextmanager
 def silent_import() -> Iterator[None]:
-    """Keep TensorFlow from talking, unless the user has chosen a log level.
+    """Silence TensorFlow while it is imported, unless the user has chosen a log level.
 
-    While its libraries are loaded it writes to the file descriptor whatever the level is.
+    Its libraries write to the file descriptor of the standard error, whatever the level is.
     """
     if "TF_CPP_MIN_LOG_LEVEL" in os.environ:
         yield

@@ -9,7 +9,7 @@ from typing import Any
 
 
 def count(text: str) -> int:
-    """A whole number from 1 on."""
+    """Parse a whole number from 1 on."""
     value = int(text) if re.fullmatch(r"[0-9]{1,9}", text) else 0
     if value < 1:
         raise argparse.ArgumentTypeError(f"expected a whole number from 1 on, received {text!r}")
@@ -17,12 +17,12 @@ def count(text: str) -> int:
 
 
 def whole(text: str) -> int:
-    """A whole number from 0 on."""
+    """Parse a whole number from 0 on."""
     return 0 if re.fullmatch(r"0+", text) else count(text)
 
 
 def share(text: str) -> float:
-    """A number from 0 to 1."""
+    """Parse a number from 0 to 1."""
     try:
         value = float(text)
     except ValueError:
@@ -33,7 +33,7 @@ def share(text: str) -> float:
 
 
 def rate(text: str) -> float:
-    """A positive number."""
+    """Parse a positive number."""
     try:
         value = float(text)
     except ValueError:
@@ -51,12 +51,12 @@ SPACING: dict[str, Any] = {
 }
 
 GENERATE: dict[str, dict[str, dict[str, Any]]] = {
-    "what to draw": {
-        "prompt": {"nargs": "?", "help": "what the picture shows; none for models without texts"},
+    "what to generate": {
+        "prompt": {"nargs": "?", "help": "what the image shows; none for models without texts"},
         "--label": {
             "type": whole,
             "metavar": "N",
-            "help": "the class to draw, for models of classes (default: none in particular)",
+            "help": "the class to generate, for models of classes (default: none in particular)",
         },
         "--negative-prompt": {"metavar": "TEXT", "help": "what it does not show"},
         "--height": {
@@ -69,11 +69,11 @@ GENERATE: dict[str, dict[str, dict[str, Any]]] = {
             "type": count,
             "default": 1,
             "metavar": "N",
-            "help": "pictures of this prompt (default: 1)",
+            "help": "images of this prompt (default: 1)",
         },
     },
-    "from a picture": {
-        "--image": {"type": Path, "metavar": "PATH", "help": "the picture to start from"},
+    "from an image": {
+        "--image": {"type": Path, "metavar": "PATH", "help": "the image to start from"},
         "--strength": {
             "type": share,
             "metavar": "SHARE",
@@ -82,13 +82,13 @@ GENERATE: dict[str, dict[str, dict[str, Any]]] = {
         "--mask": {
             "type": Path,
             "metavar": "PATH",
-            "help": "a picture that is white where --image is to be repainted, black elsewhere",
+            "help": "an image that is white where --image is to be repainted, black elsewhere",
         },
     },
-    "how to draw it": {
+    "how to generate it": {
         "--preset": {
             "help": "name of a model, a folder, or hf://organisation/repository (default: "
-            "shapes, which comes with kdiffusion and draws plain things)",
+            "shapes, which comes with kdiffusion and knows plain shapes)",
         },
         "--steps": {
             "type": count,
@@ -121,7 +121,7 @@ GENERATE: dict[str, dict[str, dict[str, Any]]] = {
             "type": share,
             "default": 0.0,
             "metavar": "SHARE",
-            "help": "against the glare of a high guidance scale; 0.7 is usual (default: 0, off)",
+            "help": "reduces the glare of a high guidance scale; 0.7 is usual (default: 0, off)",
         },
         "--guidance-interval": {
             "type": share,
@@ -133,7 +133,7 @@ GENERATE: dict[str, dict[str, dict[str, Any]]] = {
         "--seed": {
             "type": int,
             "metavar": "N",
-            "help": "of the first picture, the next has N + 1 (default: a random one, reported)",
+            "help": "of the first image, the next has N + 1 (default: a random one, reported)",
         },
         "--noise": {
             "choices": ("cpu", "cuda"),
@@ -148,12 +148,12 @@ GENERATE: dict[str, dict[str, dict[str, Any]]] = {
             "type": Path,
             "metavar": "PATH",
             "help": "a PNG file, or a folder (default: a file here named after prompt and seed); "
-            "several pictures get -0, -1 ...",
+            "several images get -0, -1 ...",
         },
         "--preview": {
             "type": Path,
             "metavar": "PATH",
-            "help": "a PNG file that shows, after each step, roughly what the pictures will be",
+            "help": "a PNG file that shows, after each step, roughly what the images will be",
         },
         "--force": FORCE,
         "--quiet": {"action": "store_true", "help": "print only the files' names and errors"},
@@ -165,25 +165,25 @@ TRAIN: dict[str, dict[str, dict[str, Any]]] = {
     "what to train": {
         "kind": {
             "choices": ("autoencoder", "clip", "diffusion"),
-            "help": "an autoencoder; CLIP, two networks that compare pictures with texts; or a "
+            "help": "an autoencoder; CLIP, two networks that compare images with texts; or a "
             "diffusion model",
         },
         "--config": {
             "type": Path,
             "metavar": "FILE.json",
-            "help": "all settings; what is given on the command line goes over them",
+            "help": "all settings; options of the command line override them",
         },
         "--preset": {
-            "help": "the model to go on from: a name, a folder, or hf://organisation/repository; "
-            "the architecture of a new one stands in the configuration",
+            "help": "the model to fine-tune: a name, a folder, or hf://organisation/repository; "
+            "for a new one the configuration says the architecture",
         },
     },
-    "on which pictures": {
+    "on which images": {
         "--data": {
             "type": Path,
             "metavar": "FOLDER",
             "help": "with a metadata.jsonl of captions or labels, a folder for each class, or "
-            "pictures alone",
+            "images alone",
         },
         "--height": {"type": count, "metavar": "PIXELS", "help": "default: the model's own"},
         "--width": {"type": count, "metavar": "PIXELS", "help": "default: the model's own"},
@@ -195,14 +195,14 @@ TRAIN: dict[str, dict[str, dict[str, Any]]] = {
     },
     "how to train": {
         "--steps": {"type": count, "metavar": "N", "help": "in all (default: 10000)"},
-        "--batch-size": {"type": count, "metavar": "N", "help": "pictures of a step"},
+        "--batch-size": {"type": count, "metavar": "N", "help": "images of a step"},
         "--accumulation": {
             "type": count,
             "metavar": "N",
-            "help": "parts that a step is cut into, to save memory (default: 1)",
+            "help": "parts of a step that are computed in turn, to save memory (default: 1)",
         },
         "--learning-rate": {"type": rate, "metavar": "RATE", "help": "of the optimizer"},
-        "--seed": {"type": int, "metavar": "N", "help": "of everything drawn (default: 0)"},
+        "--seed": {"type": int, "metavar": "N", "help": "of all random numbers (default: 0)"},
         "--dtype": {
             "metavar": "NAME",
             "help": "float32, bfloat16 or mixed_bfloat16 (default: float32)",
@@ -217,8 +217,7 @@ TRAIN: dict[str, dict[str, dict[str, Any]]] = {
         },
         "--resume": {
             "action": "store_true",
-            "help": "go on with the run in --output; its own configuration is used if none is "
-            "given",
+            "help": "continue the run in --output, with its own configuration unless one is given",
         },
         "--quiet": {"action": "store_true", "help": "print only the model's folder and errors"},
         "--debug": DEBUG,

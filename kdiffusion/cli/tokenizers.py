@@ -1,4 +1,4 @@
-"""CLIP's tokenizer for folders that `kdiffusion convert` makes of single files, which have none."""
+"""CLIP's tokenizer for folders that `kdiffusion convert` makes of single files without one."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ def write_tokenizer(folder: Path, source: Any) -> bool:
 
     Args:
         folder: the `tokenizer/` folder to make.
-        source: `weights_conversion.SingleFile`, which tells the vocabulary's size and the pad id.
+        source: `weights_conversion.SingleFile`, which has the vocabulary's size and the pad id.
 
     Returns:
-        Whether it was written; if it was not, a warning says why.
+        bool, whether it was written; if not, a warning says why.
     """
     from kdiffusion.text.tokenizer import SimpleTokenizer
 
