@@ -1,1 +1,1 @@
-"""Run functions of models here: backend, processor, compiled programs and their files."""
+"""How functions run: the backend, the processor, compiled programs and their files."""

@@ -1,6 +1,6 @@
 """The few things that TensorFlow and JAX do differently.
 
-Beside it only `compilation`, `graphs`, `training.gradients` and `training.augmentation` name them.
+Outside this folder, only the training loop and keras-cv's augmentation name TensorFlow or JAX.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ import numpy as np
 
 from kdiffusion.runtime import processor
 
-# Bytes; what XLA asks for, and a multiple of what Eigen and oneDNN do.
+# Bytes. XLA requires this alignment; Eigen and oneDNN require divisors of it.
 _ALIGNMENT = 64
 
-# Bytes. At 512x512 the decoder has a map of 256 channels and two of 128 at a time, beside which
-# less than the first is needed.
+# Bytes. At 512x512 the decoder holds a map of 256 channels and two of 128 at a time; everything
+# else together needs less than the first region.
 _REGIONS = (2**25, 2**27, 2**27, 2**28)
 
 
 def name() -> str:
-    """The Keras backend in use.
+    """Return the name of the Keras backend in use.
 
     Returns:
         `"tensorflow"` or `"jax"`.
@@ -45,7 +45,7 @@ def name() -> str:
 
 
 def on_accelerator() -> bool:
-    """Whether computations run on a GPU or TPU."""
+    """Return whether computations run on a GPU or TPU."""
     if name() == "jax":
         import jax
 
@@ -57,22 +57,23 @@ def on_accelerator() -> bool:
 
 @functools.cache
 def reserve_memory() -> None:
-    """Let TensorFlow's allocator on the CPU begin with large regions, which are not touched.
+    """Reserve large regions of TensorFlow's allocator on the CPU, whose memory is not touched.
 
-    By itself it doubles them from 2 MiB on. A large map finds no place in what smaller ones leave
-    of such regions, and takes the next: a picture of 512x512 took up to 0.25 GB more, by chance.
+    By itself the allocator doubles its regions from 2 MiB on. A large map does not fit into the
+    rest that smaller maps leave of a region, and takes the next one: by chance, an image of 512x512
+    took up to 0.25 GB more.
     """
     if name() == "tensorflow" and not on_accelerator():
         import tensorflow as tf
 
-        # All at a time, so that each is a region.
+        # They exist at the same time, so each becomes a region.
         _ = [tf.raw_ops.Empty(shape=(size,), dtype=tf.uint8) for size in _REGIONS]
 
 
 def has_flash_attention() -> bool:
-    """Whether Keras has a kernel of flash attention here: under JAX on an NVIDIA GPU.
+    """Return whether Keras has a kernel of flash attention: under JAX on an NVIDIA GPU.
 
-    TensorFlow has none. On a TPU Keras 3.15 takes a causal one, which is another attention.
+    TensorFlow has none. On a TPU Keras 3.15 uses a causal one, which is another attention.
     """
     if name() != "jax":
         return False
@@ -82,14 +83,14 @@ def has_flash_attention() -> bool:
 
 
 def prefers_float32(dtype: Any) -> bool:
-    """Whether what is large is computed sooner, and more exactly, if it is cast to float32 first.
+    """Return whether large tensors should be cast to float32, which is faster and more exact.
 
-    So it is with bfloat16 in TensorFlow on a processor that has no arithmetic of it: oneDNN's
-    kernels emulate it or are left out, and others cast piece by piece and round in between. XLA
-    casts by itself.
+    They should be if they are bfloat16 in TensorFlow on a processor without bfloat16 arithmetic:
+    oneDNN's kernels emulate it or are left out, and others cast piece by piece and round in
+    between. XLA casts by itself.
 
     Args:
-        dtype: of a tensor.
+        dtype: dtype of the tensors.
     """
     if name() != "tensorflow" or on_accelerator() or processor.has_bfloat16():
         return False
@@ -97,13 +98,13 @@ def prefers_float32(dtype: Any) -> bool:
 
 
 def check_kernels(compute_dtype: str) -> None:
-    """Refuse a compute dtype that the backend has no kernels for, warn of kernels that are slow.
+    """Check that the backend has kernels for a compute dtype; warn if they are slow.
 
     Args:
         compute_dtype: str, such as `"float32"`.
 
     Raises:
-        ValueError: For float16 on JAX's CPU.
+        ValueError: If it is float16 on JAX's CPU.
     """
     if name() == "tensorflow" and not on_accelerator():
         if compute_dtype == "bfloat16":
@@ -118,14 +119,14 @@ def check_kernels(compute_dtype: str) -> None:
 
 
 def value_and_gradient(function: Callable[[Any], Any], tensor: Any) -> tuple[Any, Any]:
-    """The value of a function and its gradient, inside or outside a compiled function.
+    """Compute the value of a function and its gradient, inside or outside a compiled function.
 
     Args:
         function: pure function of a tensor to a scalar; it may read variables.
         tensor: floating-point tensor.
 
     Returns:
-        The scalar, and a tensor like `tensor`.
+        The scalar, and the gradient, a tensor like `tensor`.
     """
     if name() == "jax":
         import jax
@@ -140,11 +141,14 @@ def value_and_gradient(function: Callable[[Any], Any], tensor: Any) -> tuple[Any
 
 
 def checkpoint(function: Callable, variables: Sequence[keras.Variable]) -> Callable:
-    """A function whose gradients compute it once more, so that nothing inside it is kept.
+    """Make a function whose gradients compute it once more, so that no value inside it is kept.
 
     Args:
         function: pure function of tensors, the first of floating point; it may read variables.
-        variables: those that it reads.
+        variables: the variables that it reads.
+
+    Returns:
+        Function with the same arguments and results.
     """
     if name() != "jax":
         return keras.remat(function)
@@ -159,8 +163,8 @@ def checkpoint(function: Callable, variables: Sequence[keras.Variable]) -> Calla
 
     def backward(inputs, gradient):
         weights, (first, *others), options = inputs
-        # XLA drops the barriers of `jax.checkpoint` on a CPU, so it would compute all of it at
-        # once and early. This addition of zero makes it wait for the gradient.
+        # XLA drops the barriers of `jax.checkpoint` on a CPU, so it would compute the function
+        # early and all at once. This addition of zero makes it wait for the gradient.
         zero = (0.0 * jax.tree.leaves(gradient)[0].ravel()[0]).astype(first.dtype)
         return jax.vjp(pure, weights, (first + zero, *others), options)[1](gradient)
 
@@ -172,14 +176,14 @@ def checkpoint(function: Callable, variables: Sequence[keras.Variable]) -> Calla
 
 
 def with_gradient_of(function: Callable, computed: Callable) -> Callable:
-    """A function that is computed in one way and differentiated in another.
+    """Make a function that is computed in one way and differentiated in another.
 
     Args:
-        function: pure function of tensors whose gradients are taken.
-        computed: another with the same values.
+        function: pure function of tensors, which gives the gradients.
+        computed: another function with the same values, which gives the values.
 
     Returns:
-        Function like these; under JAX `computed`, which is differentiated as it is.
+        Function like these; under JAX `computed` itself.
     """
     if name() != "tensorflow":
         return computed
@@ -195,43 +199,51 @@ def with_gradient_of(function: Callable, computed: Callable) -> Callable:
 
         return computed(*tensors), gradient
 
-    # A variable that is read inside would count as one that the function owns.
+    # TensorFlow takes a variable that is read inside for one that the function owns.
     return lambda *arguments: call(*map(tf.convert_to_tensor, arguments))
 
 
 def weights_of(model: keras.Model) -> list[Any]:
-    """All variables of a model, as arguments for a compiled function: JAX's by their values.
+    """Return all variables of a model as arguments for a compiled function, JAX's by value.
 
-    Weights are passed, not captured: a compiled function that captured a model would keep the
-    values (JAX) or the variables (TensorFlow) that it was traced with.
+    Weights are passed because a compiled function that captures a model keeps the values (JAX) or
+    the variables (TensorFlow) that it was traced with.
     """
     return [variable.value for variable in model.variables]
 
 
 def with_weights(model: keras.Model, weights: Sequence[Any]) -> contextlib.AbstractContextManager:
-    """A scope, inside a compiled function, in which the model computes with such arguments.
+    """Open a scope, inside a compiled function, in which a model computes with given weights.
 
-    They may be tensors too.
+    Args:
+        model: the model.
+        weights: see `weights_of`; they may also be tensors.
+
+    Returns:
+        Context manager.
     """
     if name() == "tensorflow":
         import tensorflow as tf
 
-        # Read by the program itself: read by Python, hundreds of variables take 20 ms a call.
+        # The program reads them: Python takes 20 ms a call to read hundreds of variables.
         weights = [tf.convert_to_tensor(value) for value in weights]
     return keras.StatelessScope(state_mapping=list(zip(model.variables, weights)))
 
 
 def empty(shape: Sequence[int], dtype: str) -> Any:
-    """A tensor whose memory nobody has written to, hence free to make."""
+    """Make a tensor of unwritten memory, which costs nothing."""
     return from_numpy(aligned_array(shape, dtype))
 
 
 def aligned_array(shape: Sequence[int], dtype: str) -> np.ndarray:
-    """An unwritten array that starts where both backends can use its memory as it is.
+    """Make an unwritten array whose memory both backends can use without a copy.
 
     Args:
         shape: sequence of int.
         dtype: str, any floating or integer dtype of Keras, bfloat16 included.
+
+    Returns:
+        Array that starts at a multiple of 64 bytes.
     """
     element = np.dtype(getattr(ml_dtypes, dtype, dtype))
     size = math.prod(shape) * element.itemsize
@@ -241,22 +253,26 @@ def aligned_array(shape: Sequence[int], dtype: str) -> np.ndarray:
 
 
 def from_numpy(array: np.ndarray) -> Any:
-    """A tensor that takes over the memory of an array that nobody will write to any more.
+    """Make a tensor that takes over the memory of an array.
 
     Args:
-        array: contiguous array, made by `aligned_array`; any other is copied.
+        array: contiguous array of `aligned_array`, which is not written to any more; other arrays
+            are copied.
+
+    Returns:
+        Tensor.
     """
     if name() == "jax":
         import jax
 
-        # Not by DLPack, whose arrays are committed to their device: a compiled function is
-        # compiled once more when one of its arguments is.
+        # Arrays of DLPack are committed to their device, and a compiled function is compiled once
+        # more if one of its arguments is.
         return jax.device_put(array, may_alias=True)
     import tensorflow as tf
 
     if array.size == 0:
         return tf.convert_to_tensor(array)
     if array.dtype == ml_dtypes.bfloat16:
-        # NumPy exports no bfloat16.
+        # NumPy does not export bfloat16.
         return tf.bitcast(from_numpy(array.view(np.uint16)), tf.bfloat16)
     return tf.experimental.dlpack.from_dlpack(array.__dlpack__())

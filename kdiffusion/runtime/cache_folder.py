@@ -1,4 +1,4 @@
-"""The folder where compiled programs are kept, so that the next start need not compile again."""
+"""The folder where compiled programs are kept for the next start."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from pathlib import Path
 
 VARIABLE = "KDIFFUSION_COMPILE_CACHE"
 
-# Seconds after which a program that nobody has used is removed: versions change, programs stay.
+# Seconds after which an unused program is removed: programs of old versions would stay forever.
 _MAX_AGE = 30 * 24 * 3600
 
 
 def program_folder() -> Path | None:
-    """The folder of compiled programs, made if it is missing and rid of what is old.
+    """Return the folder of compiled programs, after removing those that are long unused.
 
     The environment variable `KDIFFUSION_COMPILE_CACHE` names it; `off` means none. Otherwise it is
-    `kdiffusion/programs` in the user's cache folder (XDG Base Directory Specification). What lies
-    in it is run, so a folder that others may write to is not used.
+    `kdiffusion/programs` in the user's cache folder (XDG Base Directory Specification). It is made
+    if it is missing. Its programs are run, so a folder that others may write to is not used.
 
     Returns:
-        An absolute path, or `None` where programs are not kept: switched off, or the folder cannot
-        be made or written to, or is not the user's own.
+        An absolute path. `None` if programs are not kept: this is switched off, or the folder
+        cannot be made or written to, or is not the user's own.
     """
     named = os.environ.get(VARIABLE, "")
     if named.lower() == "off":
@@ -34,11 +34,11 @@ def program_folder() -> Path | None:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not _is_private(path):
             return None
-        # Permissions do not tell of full disks and of file systems mounted for reading only.
+        # Permissions do not show full disks and file systems that are mounted for reading only.
         with tempfile.TemporaryFile(dir=path) as file:
             file.write(b"written")
         _remove_old(path)
-    except (OSError, RuntimeError):  # `expanduser` of an unknown home raises the latter
+    except (OSError, RuntimeError):  # `expanduser` raises the latter for an unknown home
         return None
     return path
 

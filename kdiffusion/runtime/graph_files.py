@@ -1,6 +1,6 @@
-"""Plain TensorFlow graphs, and the kernels that XLA compiled for them, in files between runs.
+"""Files that keep plain TensorFlow graphs, and the kernels that XLA compiled for them.
 
-A file's name is a digest of all that the graph follows from.
+The name of a file is a digest of everything that determines the graph.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import keras
 from kdiffusion.files import replacing
 from kdiffusion.runtime import cache_folder, kernel_files, processor
 
-# Packages whose code the versions in a graph's name tell of, as Python's own.
+# The code of these packages, and Python's own, is known by the versions in a graph's digest.
 _OURS = ("kdiffusion", "keras", "tensorflow", "weights_conversion")
 
 
@@ -31,10 +31,10 @@ class Graph(NamedTuple):
 
     Args:
         definition: `tf.compat.v1.GraphDef` of functions.
-        main: str, name of the one that the others are called by.
+        main: str, name of the function that calls the others.
         dtypes: numbers of the dtypes of its outputs.
-        structure: outputs by number, as the function returns them: nested lists, dictionaries.
-        captured: tensors that the function reads from around it, its last inputs.
+        structure: numbers of the outputs, nested in lists and dictionaries as the outputs are.
+        captured: tensors that the function reads from outside; they are its last inputs.
     """
 
     definition: Any
@@ -45,16 +45,16 @@ class Graph(NamedTuple):
 
 
 def identity_of(function: Callable, model: keras.Model) -> str | None:
-    """A text that tells all of what a function computes of a model, besides the weights.
+    """Return a text that identifies what a function computes of a model, apart from the weights.
 
     Args:
         function: function of the model and tensors.
         model: the model.
 
     Returns:
-        The same text for the same computation also in other processes. `None` if there is code in
-        it that is neither this library's nor Keras's, such as a layer of somebody's own or a
-        function in place of one of these.
+        A text, which is equal for equal computations in all processes. `None` if the computation
+        uses other code than this library's and Keras's, such as a layer of the user's own or a
+        function that replaces one of these.
     """
     layers = model._flatten_layers()
     modules = [module for name, module in [*sys.modules.items()] if name.startswith("kdiffusion.")]
@@ -64,7 +64,7 @@ def identity_of(function: Callable, model: keras.Model) -> str | None:
     if not (named and as_written and all(map(_is_known, layers))):
         return None
     parts = [f"{function.__module__}.{function.__qualname__}"]
-    with contextlib.suppress(TypeError):  # JSON's, of a setting that has no text
+    with contextlib.suppress(TypeError):  # JSON raises it for a setting that it cannot hold
         return "\n".join([*parts, *map(_settings, layers)])
     return None
 
@@ -75,31 +75,31 @@ def _is_known(layer):
 
 
 def _is_as_written(namespace):
-    """Whether nobody has put a function of their own into a module or a class."""
+    """Return whether no function of a module or a class was replaced by the user's own."""
     functions = (x for x in vars(namespace).values() if isinstance(x, types.FunctionType))
     return all(_is_ours(function.__module__) for function in functions)
 
 
 def _is_ours(module):
-    root = str(module).partition(".")[0]  # a function that was made at run time may have none
+    root = str(module).partition(".")[0]  # `None` for a function that was made at run time
     return root in _OURS or root in sys.stdlib_module_names
 
 
 def _settings(layer):
     config = layer.get_config() | {"name": None, "remat": layer._remat_mode is not None}
-    # What weights began with has no part in what is computed, and is drawn anew each time.
+    # Initializers do not change what is computed, and their seeds are random.
     config = {k: v for k, v in config.items() if not k.endswith("initializer")}
     return f"{type(layer).__module__}.{type(layer).__qualname__} {json.dumps(config)}"
 
 
 def path_of(text: str) -> Path | None:
-    """Where the graph that a text tells all of is kept.
+    """Return the file of the graph with this identity.
 
     Args:
-        text: see `identity_of`, and the shapes of the inputs.
+        text: see `identity_of`, with the shapes of the inputs.
 
     Returns:
-        Path of a file, which need not be there; `None` if no graphs are kept.
+        Path of a file, which need not exist; `None` if no graphs are kept.
     """
     folder, surroundings = cache_folder.program_folder(), _surroundings()
     if folder is None or surroundings is None:
@@ -110,7 +110,11 @@ def path_of(text: str) -> Path | None:
 
 @functools.cache
 def _surroundings() -> str | None:
-    """What else a graph and its kernels depend on: the code, if it can be read, and the machine."""
+    """Return what else a graph and its kernels depend on: the code and the machine.
+
+    Returns:
+        A text; `None` if the code cannot be read.
+    """
     import tensorflow as tf
 
     root = Path(__file__).parents[1]
@@ -118,11 +122,11 @@ def _surroundings() -> str | None:
     try:
         for path in sorted(root.rglob("*.py")):
             code.update(f"{path.relative_to(root)}\n".encode() + path.read_bytes())
-        Path(__file__).read_bytes()  # none were found in an archive
+        Path(__file__).read_bytes()  # it fails in an archive, where no files were found
     except OSError:
         return None
     settings = (keras.config.floatx(), keras.config.image_data_format())
-    # Another build of the same version may compile otherwise.
+    # Another build of the same version may compile differently.
     installed = os.path.getmtime(tf.__file__)
     versions = (tf.version.VERSION, installed, keras.version(), sys.version)
     machine = (sorted(processor.flags()), os.environ.get("XLA_FLAGS"))
@@ -130,16 +134,16 @@ def _surroundings() -> str | None:
 
 
 def read(path: Path) -> tuple[Graph, dict[str, str]]:
-    """Read a graph, whose kernels are given to TensorFlow.
+    """Read a graph and restore its kernels to TensorFlow.
 
     Args:
         path: see `path_of`.
 
     Returns:
-        `Graph`, and its kernels as `write` was given them.
+        `Graph`, and the dictionary of its kernels.
 
     Raises:
-        Exception: If the file is not there, or damaged.
+        Exception: If the file is missing or damaged.
     """
     import tensorflow as tf
 
@@ -154,7 +158,7 @@ def read(path: Path) -> tuple[Graph, dict[str, str]]:
 
 
 def write(path: Path, graph: Graph, kernels: dict[str, str]) -> None:
-    """Keep a graph, if a file can tell all of it; a full disk does not fail a run.
+    """Write a graph, if a file can hold all of it; a full disk does not fail a run.
 
     Args:
         path: see `path_of`.
@@ -163,7 +167,7 @@ def write(path: Path, graph: Graph, kernels: dict[str, str]) -> None:
     """
     signature = {name: getattr(graph, name) for name in ("main", "dtypes", "structure")}
     if graph.captured or json.loads(json.dumps(signature)) != signature:
-        return  # outputs in a tuple, say, which would come back as a list
+        return  # JSON changes it: outputs in a tuple would become a list
     with contextlib.suppress(OSError), replacing(path) as partial:
         with zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as file:
             file.writestr("signature.json", json.dumps(signature))

@@ -1,9 +1,9 @@
-"""Kernels that XLA compiled for plain graphs: taken from TensorFlow, and given back to it.
+"""Kernels that XLA compiled for plain graphs: collected from TensorFlow, and restored to it.
 
-TensorFlow can keep them in a folder, as files that it trusts whatever is in them. So the folder is
-this process's own: nothing is in it but what TensorFlow wrote just now, and what stood in a file
-with checksums. TensorFlow reads files of text as well as those that it writes, which it complains
-about at each start, so text is what they are given back as.
+TensorFlow can keep kernels in a folder, as files whose content it trusts. The folder is therefore
+this process's own: it holds only kernels that TensorFlow wrote in this process, and kernels that
+were read from a file with checksums. TensorFlow reads text and binary files, but logs an error for
+each binary one at every start, so they are restored as text.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from kdiffusion.runtime import cache_folder, processor
 
 _VARIABLE = "TF_XLA_FLAGS"
 
-# Bytes. A picture's kernels take some 3 MB; a full disk would fail the run.
+# Bytes. The kernels of an image take some 3 MB; a full disk would fail the run.
 _SPACE = 2**28
 
 # `XlaSerializedCacheEntry` of tensorflow/compiler/jit/xla_compilation_cache.proto, as text.
@@ -39,14 +39,14 @@ _OCTAL = [f"\\{byte:03o}" for byte in range(256)]
 
 @functools.cache
 def kernel_folder() -> Path | None:
-    """The folder where TensorFlow looks for kernels and puts them; it is gone with the process.
+    """Return the folder where TensorFlow reads and writes kernels; it is removed at exit.
 
-    TensorFlow has to be told of it before it does anything else. Where it is too late, nothing ever
-    is in the folder.
+    TensorFlow reads its name with the first operation. If an operation ran before, the folder stays
+    empty.
 
     Returns:
-        Path of a folder; `None` on JAX, and where nothing is kept: switched off, decided otherwise
-        by the user's own flags, no space, or a processor that is not known.
+        Path of a folder. `None` on JAX, and if kernels are not kept: this is switched off, the
+        user's own flags name a folder, there is no space, or the processor is not known.
     """
     known = keras.backend.backend() == "tensorflow" and processor.flags()
     if not known or cache_folder.program_folder() is None:
@@ -55,21 +55,22 @@ def kernel_folder() -> Path | None:
     try:
         if "persistent_cache" in before or shutil.disk_usage(tempfile.gettempdir()).free < _SPACE:
             return None
-        path = Path(tempfile.mkdtemp(prefix="kdiffusion-"))  # for its owner alone
+        path = Path(tempfile.mkdtemp(prefix="kdiffusion-"))  # nobody else may read or write it
     except OSError:
         return None
     atexit.register(shutil.rmtree, path, ignore_errors=True)
-    _tell_tensorflow(path, before)
+    _announce(path, before)
     return path
 
 
-def _tell_tensorflow(path, before):
+def _announce(path, before):
+    """Pass the folder to TensorFlow, whose flags from `before` stay."""
     import tensorflow as tf
 
     flags = {
         "tf_xla_persistent_cache_directory": path,
         "tf_xla_persistent_cache_device_types": "CPU",
-        # A file's name is a digest of the program; the program itself need not be in it.
+        # The name of a file is a digest of its program, so the file need not hold the program.
         "tf_xla_disable_strict_signature_checks": "true",
     }
     os.environ[_VARIABLE] = " ".join([before, *(f"--{k}={v}" for k, v in flags.items())]).strip()
@@ -81,19 +82,19 @@ def _tell_tensorflow(path, before):
 
 
 def kernel_names() -> set[str]:
-    """The names of the kernels that are there."""
+    """Return the names of the kernels in the folder."""
     path = kernel_folder()
     return set() if path is None else {entry.name for entry in path.glob("*.pb")}
 
 
 def collect(names: set[str]) -> dict[str, str]:
-    """Kernels that TensorFlow has compiled, as text to be given back to it.
+    """Read kernels that TensorFlow has compiled, as text for `restore`.
 
     Args:
-        names: names of kernels that are there.
+        names: names of kernels in the folder.
 
     Returns:
-        Dictionary of names and texts; without kernels that are not of the form known here.
+        Dictionary of names and texts. Kernels that cannot be read are left out.
     """
     path, kernels = kernel_folder(), {}
     if path is not None:
@@ -104,10 +105,10 @@ def collect(names: set[str]) -> dict[str, str]:
 
 
 def restore(kernels: Mapping[str, str]) -> None:
-    """Let TensorFlow find kernels that it compiled in another process.
+    """Write kernels of another process where TensorFlow finds them.
 
     Args:
-        kernels: dictionary of names and texts, which must be what `collect` returned.
+        kernels: dictionary of names and texts, a result of `collect`.
     """
     path = kernel_folder()
     if path is None:
@@ -127,7 +128,7 @@ def _as_text(entry):
 
 
 def _fields(message):
-    """The fields of a protocol buffer by number: integers, and whatever has a length."""
+    """Return the fields of a protocol buffer by number: integers, and bytes of any length."""
     fields: dict[int, Any] = {}
     at = 0
     while at < len(message):
@@ -140,7 +141,7 @@ def _fields(message):
 
 
 def _integer(message, at):
-    """Seven bits in each byte, the lowest first, up to a byte below 128."""
+    """Read an integer of seven bits in each byte, the lowest first, up to a byte below 128."""
     value = shift = 0
     while True:
         byte = message[at]

@@ -1,8 +1,9 @@
-"""Plain TensorFlow graphs: traced once, kept between runs, and rid of what Python knows of them.
+"""Plain TensorFlow graphs: traced once, kept between runs, and without Python's stack frames.
 
-TensorFlow remembers for each operation the Python frames it was made in, some 60 of a Keras model:
-a fifth of a gigabyte for SD 1.5. A graph that was read from its bytes has none, so each graph is
-read from its bytes, and a graph whose identity is known is written to the cache of programs.
+TensorFlow stores for each operation the Python frames in which it was made, some 60 in a Keras
+model: a fifth of a gigabyte for SD 1.5. A graph that is read from its bytes has none, so every
+graph is converted to bytes and read again. A graph whose identity is known is also written to the
+cache of programs.
 """
 
 from __future__ import annotations
@@ -21,12 +22,12 @@ from kdiffusion.runtime.graph_files import Graph
 
 
 class PlainGraph:
-    """A function of nested tensors and variables, as one graph for each set of their shapes.
+    """A function of nested tensors and variables, with one graph for each set of their shapes.
 
     Args:
         function: pure function.
-        identity: function that gives a text that tells all that the other computes, so that its
-            graphs may be kept for other processes; or gives `None`.
+        identity: function that returns a text that identifies what `function` computes, or `None`.
+            With a text, graphs are kept for other processes.
     """
 
     def __init__(self, function: Callable, identity: Callable[[], str | None] = lambda: None):
@@ -44,13 +45,13 @@ class PlainGraph:
         return self._loaded[key](*leaves)
 
     def prepare(self, *arguments) -> None:
-        """Begin to load the graph for such arguments, if it is kept, in a thread of its own.
+        """Begin to load the graph for such arguments in another thread, if it is kept.
 
-        TensorFlow needs a second or two for a U-Net's, most of it without Python's lock. A call
-        waits until it is done.
+        TensorFlow needs a second or two for the graph of a U-Net, most of it without Python's lock.
+        A call waits until it is loaded.
 
         Args:
-            arguments: tensors whose values do not matter, and the variables.
+            arguments: as for a call; the values of tensors do not matter.
         """
         leaves, key = _flat(arguments)
         path = None if key in self._loaded else self._path(key)
@@ -58,7 +59,7 @@ class PlainGraph:
             threading.Thread(target=self._load_ahead, args=(path, leaves, key)).start()
 
     def __len__(self):
-        """How many graphs there are by now."""
+        """Return the number of loaded graphs."""
         return len(self._loaded)
 
     def _path(self, key):
@@ -66,7 +67,7 @@ class PlainGraph:
         return None if identity is None else graph_files.path_of(f"{identity}\n{key}")
 
     def _load(self, arguments, path):
-        # Whatever is wrong with a file, the graph is traced instead.
+        # The graph is traced if anything is wrong with its file.
         with contextlib.suppress(Exception):
             if path:
                 graph, kernels = graph_files.read(path)
@@ -75,7 +76,7 @@ class PlainGraph:
         return _kept(path, graph, loaded(graph)) if path else loaded(graph)
 
     def _load_ahead(self, path, leaves, key):
-        # What does not work here is done by the call.
+        # If this fails, the call loads or traces the graph.
         with self._lock, contextlib.suppress(Exception):
             if key not in self._loaded:
                 graph, kernels = graph_files.read(path)
@@ -85,7 +86,7 @@ class PlainGraph:
 
 
 def _flat(arguments):
-    """The tensors and variables of nested arguments, and what a graph has to know of them."""
+    """Return the tensors and variables of nested arguments, and the key of their graph."""
     import tensorflow as tf
 
     paths, values = zip(*keras.tree.flatten_with_path(arguments))
@@ -96,8 +97,8 @@ def _flat(arguments):
 def traced(function: Callable, arguments: tuple) -> Graph:
     """Trace a function of tensors.
 
-    The graph goes past TensorFlow's optimizer of graphs, Grappler, here and in `loaded`: its passes
-    over a U-Net take longer than two of the U-Net's steps, which are no faster for them.
+    TensorFlow's optimizer of graphs, Grappler, is switched off here and in `loaded`: its passes
+    over a U-Net take longer than two steps of the U-Net, and make them no faster.
 
     Args:
         function: pure function.
@@ -112,7 +113,7 @@ def traced(function: Callable, arguments: tuple) -> Graph:
     main = tf.function(function, autograph=False)
 
     def call(*arguments):
-        # A call inside a graph keeps the options of the moment at which it is traced.
+        # A call inside a graph keeps the options that are set when it is traced.
         before = options.get_experimental_options()
         options.set_experimental_options({flag: True})
         token = tracing.layer_functions.set({})
@@ -138,19 +139,19 @@ def traced(function: Callable, arguments: tuple) -> Graph:
 
 
 def _with_single_calls_inlined(definition):
-    """A function that is called once becomes a part of its caller, and is ready with it."""
+    """Inline functions that are called once, because their callers are then ready sooner."""
     functions = definition.library.function
     nodes = (node for function in functions for node in function.node_def)
     calls = collections.Counter(node.attr["f"].func.name for node in nodes if "f" in node.attr)
     for function in functions:
-        # XLA compiles functions, not parts of them.
+        # XLA compiles whole functions, so these stay.
         if calls[function.signature.name] == 1 and "_XlaMustCompile" not in function.attr:
             function.attr.pop("_noinline", None)
     return definition
 
 
 def _with_names_of_its_own(definition):
-    """Its functions bear names that no other graph's do, of this process or of another."""
+    """Rename the functions of a graph, so that no graph of any process has the same names."""
     functions = definition.library.function
     digest = hashlib.sha256(definition.SerializeToString(deterministic=True)).hexdigest()[:16]
     names = {f.signature.name: f"kdiffusion_{digest}_{i}" for i, f in enumerate(functions)}
@@ -166,9 +167,9 @@ def _with_names_of_its_own(definition):
 
 
 def _kept(path, graph, run, kernels=None):
-    """The function that a graph is of, `run`; its first call writes what the file lacks.
+    """Make a function like `run`, whose first call writes the graph and new kernels to its file.
 
-    Kernels are there by then. Without a file there are none yet: `None`.
+    Kernels are compiled by then. `kernels` are those in the file, or `None` if there is no file.
     """
     unwritten = [graph]
 
@@ -186,26 +187,26 @@ def _kept(path, graph, run, kernels=None):
 
 
 def loaded(graph: Graph) -> Loaded:
-    """The function that a graph is of, known to TensorFlow.
+    """Load the function of a graph into TensorFlow.
 
     Args:
         graph: `Graph`.
 
     Returns:
-        Function of the leaves of the arguments that the graph was traced with.
+        `Loaded`, a function of the leaves of the arguments that the graph was traced with.
     """
     import tensorflow as tf
 
     def imported():
         tf.graph_util.import_graph_def(graph.definition, name="")
 
-    # Not `tf.function`, which does not tell the runtime of the functions that a graph brings along.
+    # `tf.function` would not pass the functions of a graph to the runtime.
     tf.compat.v1.wrap_function(imported, [])
     return Loaded(graph.main, graph.dtypes, graph.structure, graph.captured)
 
 
 class Loaded:
-    """A function that TensorFlow knows by a name.
+    """A function that TensorFlow has loaded, by its name.
 
     Args:
         main, dtypes, structure, captured: see `Graph`.
@@ -228,10 +229,10 @@ class Loaded:
         return keras.tree.map_structure(lambda number: results[number], self._structure)
 
     def instantiate(self, *leaves) -> None:
-        """Let TensorFlow do what it does with a function before the function first runs.
+        """Let TensorFlow prepare the function for its first call.
 
-        It is a call that was cancelled beforehand: TensorFlow notices that where it would begin to
-        compute. The next call, of the same attributes, finds the function as it is needed.
+        This is a call that is cancelled beforehand. TensorFlow notices it only when it would begin
+        to compute, and keeps the prepared function for calls with the same attributes.
 
         Args:
             leaves: see `loaded`; their values do not matter.

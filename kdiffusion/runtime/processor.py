@@ -1,4 +1,4 @@
-"""What the processor can do, as Linux tells it, and warnings of what is slow on it."""
+"""Features of the processor, as Linux lists them, and warnings of slow kernels."""
 
 from __future__ import annotations
 
@@ -10,16 +10,19 @@ from pathlib import Path
 
 _INFORMATION = Path("/proc/cpuinfo")
 _BFLOAT16 = {"avx512_bf16", "amx_bf16"}
-# Beginnings of the flags with which TensorFlow uses oneDNN by itself (its `IsMKLEnabled`).
+# TensorFlow uses oneDNN by itself if a flag begins with one of these (its `IsMKLEnabled`).
 _ONEDNN = ("amx_", "avx_vnni", "avx512_bf16", "avx512_vnni")
 
 
 @functools.cache
 def flags(information: Path = _INFORMATION) -> set[str]:
-    """What an x86 processor can do; nothing if that is not known.
+    """Return the feature flags of an x86 processor.
 
     Args:
         information: file in the form of `/proc/cpuinfo`.
+
+    Returns:
+        Set of flags such as `"avx2"`; empty if they are not known.
     """
     try:
         line = re.search(r"^flags\s*:(.*)$", information.read_text("utf-8"), re.MULTILINE)
@@ -29,7 +32,7 @@ def flags(information: Path = _INFORMATION) -> set[str]:
 
 
 def has_bfloat16(information: Path = _INFORMATION) -> bool:
-    """Whether an x86 processor is known to have bfloat16 arithmetic.
+    """Return whether an x86 processor is known to have bfloat16 arithmetic.
 
     Args:
         information: file in the form of `/proc/cpuinfo`.
@@ -38,7 +41,7 @@ def has_bfloat16(information: Path = _INFORMATION) -> bool:
 
 
 def warn_without_bfloat16(information: Path = _INFORMATION) -> None:
-    """Warn on an x86 processor that has no bfloat16 arithmetic; others do not list flags."""
+    """Warn if an x86 processor has no bfloat16 arithmetic; other processors do not list flags."""
     if flags(information) and not has_bfloat16(information):
         warnings.warn(
             "This processor has no bfloat16 arithmetic (neither avx512_bf16 nor amx_bf16), so a "

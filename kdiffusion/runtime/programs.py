@@ -15,11 +15,14 @@ def use_jit(jit_compile: bool | str) -> bool:
 
     Args:
         jit_compile: `True`, `False` or `"auto"`. Automatic means XLA everywhere but on TensorFlow's
-            CPU, where a graph with the kernels of oneDNN is faster for every dtype, and ready
-            sooner; `tracing.fuse` has XLA compile what it is better at.
+            CPU. There, a graph with the kernels of oneDNN is faster for every dtype and ready
+            sooner, and `tracing.fuse` compiles with XLA the few parts where XLA is better.
 
     Returns:
-        Whether to compile the whole network with XLA.
+        bool, whether to compile whole networks with XLA.
+
+    Raises:
+        ValueError: If it is none of these.
     """
     if jit_compile == "auto":
         return backend.name() == "jax" or backend.on_accelerator()
@@ -37,9 +40,9 @@ def compile_function(
 
     Args:
         function: pure function of dictionaries, lists or tuples of tensors.
-        jit_compile: bool, whether to use XLA; `False` means a plain TensorFlow graph. JAX has
-            nothing but XLA and uses it always.
-        identity: see `plain_graph.PlainGraph`; what XLA compiles does without.
+        jit_compile: bool, whether to use XLA; `False` means a plain TensorFlow graph. JAX always
+            uses XLA.
+        identity: see `plain_graph.PlainGraph`, the only one that uses it.
 
     Returns:
         The compiled function.
@@ -57,7 +60,7 @@ def compile_function(
 
 
 def _keep_programs() -> None:
-    """Let JAX keep its compiled programs between runs, unless its user has decided that."""
+    """Let JAX keep its compiled programs between runs, unless the user has configured it."""
     import jax
 
     settings: Any = jax.config

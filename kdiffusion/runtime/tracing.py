@@ -1,4 +1,4 @@
-"""What layers use inside traced functions: fused kernels, shared traces and the order of work."""
+"""Tools for traced functions: fused kernels, shared traces and the order of computations."""
 
 from __future__ import annotations
 
