@@ -1,1 +1,1 @@
-"""Files to named arrays, and back."""
+"""Read named arrays from files of unknown origin, and write them."""

@@ -11,27 +11,28 @@ import numpy as np
 
 
 class TensorInfo(NamedTuple):
-    """What is known of a tensor before its bytes are read."""
+    """The shape and dtype of a tensor, known before its bytes are read."""
 
     shape: tuple[int, ...]
     dtype: np.dtype
 
     @property
     def nbytes(self) -> int:
+        """Return the size of the tensor in bytes."""
         return math.prod(self.shape) * self.dtype.itemsize
 
 
 class Checkpoint(Mapping[str, np.ndarray]):
-    """Tensors by name, each read from its file when it is asked for.
+    """Tensors by name, each read from its file at each access.
 
-    Nothing is kept: asking twice reads twice and gives two independent arrays.
+    Nothing is kept: two accesses read twice and return two independent arrays.
 
     Args:
         path: the file or folder, for messages.
         infos: shape and dtype of each tensor, by name.
-        load: reads one tensor, given its name.
+        load: function that reads the tensor of a name.
         metadata: the file's free-text metadata.
-        notes: what is unusual about the file, for people.
+        notes: sentences about anything unusual in the file.
 
     Example:
 
@@ -62,7 +63,7 @@ class Checkpoint(Mapping[str, np.ndarray]):
         return self._load(name)
 
     def __contains__(self, name: object) -> bool:
-        return name in self._infos  # Mapping's own would read the tensor
+        return name in self._infos  # the method of Mapping would read the tensor
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._infos)
@@ -75,15 +76,19 @@ class Checkpoint(Mapping[str, np.ndarray]):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all tensors together."""
+        """Return the size of all tensors in bytes."""
         return sum(info.nbytes for info in self._infos.values())
 
     def info(self, name: str) -> TensorInfo:
-        """Returns shape and dtype of a tensor without reading it."""
+        """Return the shape and dtype of a tensor without reading it."""
         return self._infos[name]
 
     def renamed(self, names: Mapping[str, str]) -> Checkpoint:
-        """Returns a checkpoint of some of the tensors, with the name here by the new name."""
+        """Return a checkpoint of some of the tensors under new names.
+
+        Args:
+            names: mapping from each new name to the name in this checkpoint.
+        """
         return Checkpoint(
             self.path,
             {new: self._infos[name] for new, name in names.items()},
@@ -94,7 +99,7 @@ class Checkpoint(Mapping[str, np.ndarray]):
 
 
 def in_memory(tensors: Mapping[str, np.ndarray], path: Path = Path("memory")) -> Checkpoint:
-    """Returns arrays as a checkpoint; a checkpoint as it is."""
+    """Return arrays as a checkpoint; return a checkpoint as it is."""
     if isinstance(tensors, Checkpoint):
         return tensors
     infos = {name: TensorInfo(array.shape, array.dtype) for name, array in tensors.items()}

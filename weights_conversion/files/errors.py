@@ -1,8 +1,10 @@
-"""The errors of checkpoints: one small family, all of them ValueErrors."""
+"""The errors of checkpoints, all of which are ValueErrors."""
+
+from __future__ import annotations
 
 from collections.abc import Iterable
 
-_SHOWN = 10  # names listed in one message
+_SHOWN = 10  # names in one message
 
 
 class CheckpointError(ValueError):
@@ -30,13 +32,13 @@ class NonFiniteWeights(CheckpointError):
 
 
 def printable(name: object) -> str:
-    """Returns a name from an untrusted file as short ASCII text, safe for terminals and logs."""
+    """Return a name from an untrusted file as short ASCII text, safe for terminals and logs."""
     text = ascii(name)
     return text if len(text) <= 120 else f"{text[:80]}… ({len(text)} characters)"
 
 
 def listed(names: Iterable[object]) -> str:
-    """Returns up to ten names and the number of the others, for a message."""
+    """Return up to ten names and the number of the others, for a message."""
     names = list(names)
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return ", ".join(printable(name) for name in names[:_SHOWN]) + more

@@ -1,4 +1,4 @@
-"""What a checkpoint may ask for before it is refused: more than models need, less than harms."""
+"""Limits of what a checkpoint may ask for: more than models need, less than does harm."""
 
 from __future__ import annotations
 
@@ -6,18 +6,20 @@ from typing import NamedTuple
 
 
 class Limits(NamedTuple):
-    """The budgets of one file; raise them by name for an unusual file that you trust.
+    """The limits of one file; raise them for an unusual file that you trust.
 
-    Attributes:
-        header_bytes: of a safetensors header. SD 1.5 needs 172 kB, trainers' metadata a few MB.
-        tensors: in one checkpoint. A full SDXL file has 2,515.
-        pickle_bytes: of the pickled structure around a PyTorch file's tensors; below 5 MB even
-            with optimizer states.
-        opcodes: of that pickle, and items copied by them. A full training state has 200,000.
-        nesting: of containers within containers.
-        members: of a zip archive. PyTorch writes one for each tensor.
+    Args:
+        header_bytes: bytes of a safetensors header. SD 1.5 needs 172 kB, trainers' metadata a few
+            MB.
+        tensors: tensors in a checkpoint. A full SDXL file has 2,515.
+        pickle_bytes: bytes of the pickled structure around a PyTorch file's tensors. It is below
+            5 MB even with optimizer states.
+        opcodes: opcodes of that pickle, and items that they copy. A full training state has
+            200,000.
+        nesting: depth of containers within containers.
+        members: members of a zip archive. PyTorch writes one for each tensor.
         compression: size of a zip member over its size in the file. PyTorch does not compress.
-        expanded_bytes: of a tensor that repeats its storage and so is larger than it.
+        expanded_bytes: bytes of a tensor that repeats its storage, and so is larger than it.
 
     Example:
 

@@ -1,4 +1,4 @@
-"""Opening a checkpoint file whatever it is: its content decides, never its name."""
+"""Open a checkpoint file of any format; its content decides, never its name."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from weights_conversion.files.torch_reader import open_torch
 
 
 def open_checkpoint(path: str | os.PathLike, *, limits: Limits = Limits()) -> Checkpoint:
-    """Opens a checkpoint file, safetensors or PyTorch's.
+    """Open a checkpoint file of safetensors' or PyTorch's format.
 
-    A pickle called `model.safetensors` is read as the pickle it is, by the reader that runs
-    nothing; and the other way round.
+    A pickle called `model.safetensors` is read as a pickle, by a reader that runs nothing, and a
+    safetensors file called `model.ckpt` as safetensors.
 
     Args:
         path: the file.
-        limits: what the file may ask for.
+        limits: limits of the file.
 
     Returns:
-        A `Checkpoint` that reads each tensor when it is asked for.
+        `Checkpoint`, which reads each tensor at each access.
 
     Raises:
-        CheckpointError: the file cannot be used; its subclasses tell why.
+        CheckpointError: If the file cannot be used; its subclasses say why.
 
     Example:
 
@@ -41,10 +41,10 @@ def open_checkpoint(path: str | os.PathLike, *, limits: Limits = Limits()) -> Ch
 
 
 def is_torch(path: Path) -> bool:
-    """Whether a file's first bytes are those of a file of PyTorch.
+    """Return whether the first bytes of a file are those of PyTorch's formats.
 
     Raises:
-        CheckpointError: the path is not a readable file, or evidently no checkpoint.
+        CheckpointError: If the path is not a readable file, or evidently no checkpoint.
     """
     if path.is_dir():
         raise CheckpointError(
@@ -53,11 +53,11 @@ def is_torch(path: Path) -> bool:
         )
     with open_file(path) as file:
         start = first_bytes(path, file)
-    # A safetensors header of 128 or 640 bytes starts like a pickle, but then come zeros.
+    # A safetensors header of 128 or 640 bytes starts like a pickle, but zeros follow.
     is_pickle = start[:1] == b"\x80" and start[1:2] <= b"\x05" and start[3:8] != bytes(5)
     return is_pickle or start.startswith(zip_reader.MAGIC) or _is_old_pickle(start)
 
 
 def _is_old_pickle(start: bytes) -> bool:
-    """Whether these could be the first opcodes of a pickle without its protocol."""
+    """Return whether these may be the first opcodes of a pickle of protocol 0 or 1."""
     return start[:1] in (b"(", b"c", b"}", b"]") and start[3:8] != bytes(5)

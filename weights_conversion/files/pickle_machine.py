@@ -1,4 +1,4 @@
-"""The state of the pickle interpreter: position, stack, memo, and what is left of the budget."""
+"""The state of the pickle interpreter: position, stack, memo, and the rest of the budget."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _STOP = ord(".")
 
 
 class Machine:
-    """The unpickler's stack, its older stacks (one for each mark), and its memo."""
+    """The stack of the interpreter, its older stacks (one for each mark), and its memo."""
 
     def __init__(self, path: Path, content: bytes, begin: int, limits: Limits):
         self.path, self.content, self.limits = path, content, limits
@@ -39,7 +39,7 @@ class Machine:
         self.memo: dict[int, Any] = {}
 
     def run(self, opcodes: Mapping[int, Callable[[Machine], None]]) -> Any:
-        """Interprets opcodes until the one that ends the pickle; returns the top of the stack."""
+        """Interpret opcodes up to the one that ends the pickle, and return the top of the stack."""
         content, end = self.content, len(self.content)
         try:
             while True:
@@ -52,7 +52,7 @@ class Machine:
                     return self.pop()
                 self.left -= 1
                 if self.left < 0:
-                    self.spend(0)  # which raises
+                    self.spend(0)  # it raises
                 action = opcodes.get(opcode)
                 if action is None:
                     raise self.corrupt(f"{opcode:#04x} is no opcode")
@@ -138,13 +138,13 @@ class Machine:
             raise self.corrupt(f"the memo has no entry {printable(index)}")
         self.push(self.memo[index])
 
-    # ── what opcodes share ──
+    # ── parts of opcodes ──
 
     def name(self, module: Any, name: Any) -> Global:
         if not isinstance(module, str) or not isinstance(name, str):
             raise self.corrupt("a name is not text")
         found = Global(module, name)
-        # A dotted name walks from attribute to attribute, which is how attacks reach `os.system`.
+        # A dotted name is followed from attribute to attribute; attacks reach `os.system` so.
         if "." in name and not is_inert(found):
             raise self.unsafe(f"reaches for {printable(str(found))}")
         return found
@@ -176,6 +176,8 @@ class Machine:
             raise self.unsafe("replaces how an object restores itself")
         if isinstance(target, Placeholder):
             target.state = state
-        elif not isinstance(target, dict):  # an OrderedDict's attributes, `_metadata`, are dropped
+        elif not isinstance(
+            target, dict
+        ):  # the attributes of OrderedDicts, `_metadata`, are dropped
             what = str(target) if isinstance(target, Global) else type(target).__name__
             raise self.unsafe(f"restores the state of {printable(what)}")

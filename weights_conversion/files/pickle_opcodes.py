@@ -1,4 +1,4 @@
-"""The opcodes of pickle, protocols 0 to 5: what each does to the machine.
+"""The opcodes of pickle, protocols 0 to 5: the effect of each on the machine.
 
 Source: CPython's `Lib/pickletools.py`.
 """
@@ -14,7 +14,7 @@ from weights_conversion.files.pickle_machine import Machine
 from weights_conversion.files.pickle_values import Global, is_inert, storage
 
 _MAX_INTEGER_BYTES = 256
-_ESCAPE = re.compile(r"""\\(?:x([0-9a-fA-F]{2})|([\\'"nrt]))""")  # all that Python 2 writes
+_ESCAPE = re.compile(r"""\\(?:x([0-9a-fA-F]{2})|([\\'"nrt]))""")  # Python 2 writes no others
 
 
 def _mark(machine: Machine) -> None:
@@ -117,7 +117,7 @@ def _refused(what: str) -> Callable[[Machine], None]:
 
 def _integer_line(machine: Machine) -> None:
     line = machine.line().removesuffix("L")
-    if line in ("00", "01"):  # how protocol 1 writes False and True
+    if line in ("00", "01"):  # False and True in protocol 1
         machine.push(line == "01")
         return
     if len(line) > _MAX_INTEGER_BYTES or not line.lstrip("+-").isdecimal():
@@ -171,7 +171,7 @@ def _long(form: str) -> Callable[[Machine], None]:
 
 
 def _counted(form: str, encoding: str | None = None, errors: str = "strict"):
-    """An opcode with a length and so many bytes: of a text, or without an encoding bytes."""
+    """Make an opcode of a length and as many bytes, which are a text if there is an encoding."""
 
     def push(machine: Machine) -> None:
         length = machine.number(form)
@@ -219,7 +219,7 @@ OPCODES: dict[int, Callable[[Machine], None]] = {
         "Q": _persistent,
         "R": _reduce,
         "S": _string_line,
-        "T": _counted("<i", "latin1"),  # Python 2's strings, which are ASCII in checkpoints
+        "T": _counted("<i", "latin1"),  # strings of Python 2, which are ASCII in checkpoints
         "U": _counted("<B", "latin1"),
         "V": lambda machine: machine.push(machine.line("raw-unicode-escape")),
         "X": _counted("<I", "utf-8", "surrogatepass"),
@@ -246,7 +246,7 @@ OPCODES: dict[int, Callable[[Machine], None]] = {
         "B": _counted("<I"),
         "C": _counted("<B"),
         "\x80": _protocol,
-        "\x81": _reduce,  # NEWOBJ: a class and its arguments
+        "\x81": _reduce,  # NEWOBJ, of a class and its arguments
         "\x82": _REGISTERED,
         "\x83": _REGISTERED,
         "\x84": _REGISTERED,
@@ -266,7 +266,7 @@ OPCODES: dict[int, Callable[[Machine], None]] = {
         "\x92": _new_object_with_keywords,
         "\x93": _stack_global,
         "\x94": lambda machine: machine.put(len(machine.memo)),
-        "\x95": lambda machine: machine.number("<Q") and None,  # a frame, for faster reading
+        "\x95": lambda machine: machine.number("<Q") and None,  # a frame serves faster reading
         "\x96": _counted("<Q"),
         "\x97": _BUFFER,
         "\x98": _BUFFER,

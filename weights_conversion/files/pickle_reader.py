@@ -1,8 +1,8 @@
-"""A reader of pickles that only makes plain records (see `pickle_values`).
+"""A reader of pickles that makes nothing but plain records (see `pickle_values`).
 
-Python's own unpickler resolves and calls what the file names, and allocates what the file declares;
-this one looks names up in two tables, counts what it spends, and checks every length against the
-bytes that are there.
+Python's unpickler resolves and calls the names in a file, and allocates the sizes that it declares.
+This reader looks names up in two tables, counts its steps, and checks every length against the
+bytes of the file.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from weights_conversion.files.pickle_values import Placeholder
 
 
 def load_pickle(path: Path, content: bytes, begin: int, limits: Limits) -> tuple[Any, int]:
-    """Interprets one pickle.
+    """Interpret one pickle.
 
     Args:
         path: the file, for messages.
-        content: bytes that hold the pickle; others may follow it.
-        begin: where the pickle begins in them.
-        limits: what it may spend.
+        content: bytes that hold the pickle; other bytes may follow it.
+        begin: position of the pickle in them.
+        limits: limits of the file.
 
     Returns:
-        What the pickle describes, in dictionaries, lists, tuples, texts, numbers and the records
-        of `pickle_values`, and where it ends.
+        The object of the pickle, made of dictionaries, lists, tuples, texts, numbers and the
+        records of `pickle_values`; and the position of the pickle's end.
 
     Raises:
-        UnsafeCheckpoint: it calls something that no weights need.
-        CorruptCheckpoint: it is no pickle, or a broken one.
-        CheckpointLimit: it spends more than is allowed.
+        UnsafeCheckpoint: If it calls something that no weights need.
+        CorruptCheckpoint: If it is no pickle, or a broken one.
+        CheckpointLimit: If it takes more steps than allowed.
     """
     machine = Machine(path, content, begin, limits)
     value = machine.run(OPCODES)
@@ -42,7 +42,7 @@ def load_pickle(path: Path, content: bytes, begin: int, limits: Limits) -> tuple
 
 
 def _check_nesting(path: Path, root: Any, limits: Limits) -> None:
-    """Walks once over every container, so that what walks later may recurse."""
+    """Check the depth of containers, so that later code may recurse."""
     seen = {id(root)}
     level, depth = [root], 0
     while level:

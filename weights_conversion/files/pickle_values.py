@@ -1,9 +1,10 @@
-"""What the pickles of checkpoints hold, as plain records: nothing of the file's choosing is called.
+"""The content of checkpoints' pickles, as plain records; no function that a file names is called.
 
-A pickle is a program whose instructions name Python functions to call. Here a name is looked up in
-the tables below and nowhere else. Four things can become of it: a function of this module that
-makes a record, an inert placeholder (training frameworks leave their objects in checkpoints), a
-name that is only mentioned, or, if it is to be called and is in no table, an `UnsafeCheckpoint`.
+A pickle is a program whose instructions name Python functions to call. Here each name is looked up
+in the tables below and nowhere else. It becomes one of four things: a function of this module that
+makes a record; an inert placeholder, because training frameworks leave their objects in
+checkpoints; a name that is only mentioned; or, if it is called and is in no table, an
+`UnsafeCheckpoint`.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ _MAX_ELEMENTS = 2**62
 
 @dataclass(frozen=True, slots=True)
 class Global:
-    """A name in a module, only mentioned."""
+    """A name in a module, which is only mentioned."""
 
     module: str
     name: str
@@ -35,11 +36,11 @@ class Global:
 class Storage:
     """A run of numbers in the file, not read yet.
 
-    Attributes:
+    Args:
         key: its name in the file.
-        dtype: of its numbers; bytes where the storage is untyped.
-        numel: how many numbers.
-        first: where a view of it begins, in numbers; only in files of before 2018.
+        dtype: dtype of its numbers; bytes if the storage is untyped.
+        numel: number of its numbers.
+        first: place where a view of it begins, in numbers; above 0 only in files before 2018.
     """
 
     key: str
@@ -60,7 +61,7 @@ class Tensor:
 
     @property
     def span(self) -> int:
-        """Numbers from the first to the last that the tensor uses."""
+        """Return the count of numbers from the first to the last that the tensor uses."""
         if 0 in self.shape:
             return 0
         return 1 + sum((size - 1) * stride for size, stride in zip(self.shape, self.strides))
@@ -68,7 +69,7 @@ class Tensor:
 
 @dataclass(slots=True, eq=False)
 class Placeholder:
-    """An object that is not made: what it would have been, and what it would have been given."""
+    """An object that is not made: its class or function, its arguments and its state."""
 
     origin: Global
     arguments: Any = ()
@@ -76,7 +77,7 @@ class Placeholder:
 
 
 class Unusable(ValueError):
-    """A record cannot be made of these arguments; the interpreter adds file and place."""
+    """No record can be made of these arguments; the interpreter adds file and place."""
 
 
 DTYPES = {  # torch's names of dtypes
@@ -117,7 +118,7 @@ _STORAGES = {
 }
 
 
-# Functions that are "called" by keeping what they were given.
+# A call of these functions becomes a placeholder that keeps the arguments.
 _INERT = {
     "_codecs.encode",
     "builtins.bytearray",
@@ -130,7 +131,7 @@ _INERT = {
     "numpy.ndarray",
     "torch.device",
 }
-# Packages of training frameworks, whose objects are left in checkpoints and never needed.
+# Training frameworks leave objects of these packages in checkpoints; they are never needed.
 _INERT_PACKAGES = {
     "argparse",
     "datetime",
@@ -150,15 +151,18 @@ _INERT_PACKAGES = {
 
 
 def call(function: Any, arguments: Any, spend: Callable[[int], None]) -> Any:
-    """Makes the record that stands for a call, or returns None where none may.
+    """Make the record that stands for a call.
 
     Args:
-        function: what the file wants to call.
-        arguments: what it wants to give it.
-        spend: takes the number of items that are copied from the file's budget.
+        function: the function that the file names.
+        arguments: its arguments.
+        spend: function that takes a number of copied items from the file's budget.
+
+    Returns:
+        The record, or `None` if the function must not be called.
 
     Raises:
-        Unusable: the arguments are not what the function takes.
+        Unusable: If the function does not take these arguments.
     """
     if not isinstance(function, Global):
         return None
@@ -173,19 +177,19 @@ def call(function: Any, arguments: Any, spend: Callable[[int], None]) -> Any:
 
 
 def is_inert(name: Global) -> bool:
-    """Whether a name belongs to a package whose objects are replaced by placeholders."""
+    """Return whether a name is in a package whose objects become placeholders."""
     return name.module.split(".")[0] in _INERT_PACKAGES
 
 
 def storage(key: Any) -> Storage:
-    """Makes the record of a persistent id.
+    """Make the record of a persistent id.
 
     Args:
-        key: ("storage", class, name, location, numel); in files before PyTorch 1.6 with None
-            behind it, or with (name, offset, numel) of a view.
+        key: ("storage", class, name, location, numel). In files before PyTorch 1.6 `None` or the
+            (name, offset, numel) of a view follows.
 
     Raises:
-        Unusable: the key is nothing of this kind.
+        Unusable: If the key is of another form.
     """
     if not isinstance(key, tuple) or len(key) not in (5, 6) or key[0] != "storage":
         raise Unusable("a persistent id is not a storage's")
@@ -229,7 +233,7 @@ def _view(source: Any, offset: Any, shape: Any, strides: Any, dtype=None) -> Ten
     dtype = dtype or source.dtype
     if len(shape) > _MAX_RANK or math.prod(filter(None, shape)) > _MAX_ELEMENTS:
         raise Unusable("a tensor has a shape that no array can have")
-    # Strides of axes that are not walked along are at times any number.
+    # Strides of axes of size 1 may be any number.
     strides = tuple(stride if size > 1 else 0 for size, stride in zip(shape, strides))
     tensor = Tensor(source, offset + source.first, shape, strides, dtype)
     end = (tensor.offset + tensor.span) * dtype.itemsize
@@ -248,7 +252,7 @@ def _first(arguments: tuple, spend: Callable[[int], None]) -> Any:
 
 
 def _subclass(arguments: tuple, spend: Callable[[int], None]) -> Any:
-    """A tensor of a subclass: (function that rebuilds the tensor, class, its arguments, state)."""
+    """Rebuild a tensor of a subclass from (function, class, the function's arguments, state)."""
     if len(arguments) != 4:
         raise Unusable("a tensor of a subclass needs a function, a class, arguments and a state")
     tensor = call(arguments[0], arguments[2], spend)
@@ -296,10 +300,10 @@ def _tuple(arguments: tuple, spend: Callable[[int], None]) -> tuple:
 
 
 def dictionary_key(value: Any) -> Any:
-    """Returns a key that hashes in constant time; what does not is kept, but cannot be found.
+    """Return a key that hashes in constant time: the value, or else a placeholder of it.
 
     Raises:
-        Unusable: nothing of this kind can be a key.
+        Unusable: If no value of its type can be a key.
     """
     if isinstance(value, (list, dict)):
         raise Unusable(f"a {type(value).__name__} cannot be a dictionary's key")
@@ -314,7 +318,7 @@ _FUNCTIONS: dict[str, Callable[[tuple, Callable[[int], None]], Any]] = {
     "builtins.dict": _dictionary,
     "builtins.frozenset": _list,
     "builtins.list": _list,
-    "builtins.set": _list,  # as lists, because hashing nested tuples is recursive
+    "builtins.set": _list,  # a set would hash its items, and hashing nested tuples is recursive
     "builtins.tuple": _tuple,
     "collections.Counter": _dictionary,
     "collections.OrderedDict": _dictionary,

@@ -1,4 +1,4 @@
-"""Files as the readers see them: regular, unchanged while they are read, and often misnamed."""
+"""Regular files: opened safely, unchanged while they are read, and recognised if misnamed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from weights_conversion.files.errors import (
 )
 
 _WEB_PAGE = "a web page, not a model; download it again, signed in if it is gated"
-_STRANGERS = (  # first bytes of files that are often found under a checkpoint's name
+_STRANGERS = (  # first bytes of files that often bear the name of a checkpoint
     (b"version https://git-lfs", "a Git LFS pointer, not the file itself; run `git lfs pull`"),
     (b"<!doctype html", _WEB_PAGE),
     (b"<html", _WEB_PAGE),
@@ -30,11 +30,11 @@ _CONTAINERS = (  # place, bytes, name
     (0, b"\xfd7zXZ", "xz file"),
     (257, b"ustar", "tar archive, as PyTorch wrote before 2017"),
 )
-_START = 264  # bytes that tell all of these
+_START = 264  # bytes that show all of these
 
 
 class Identity(NamedTuple):
-    """What changes when a file is replaced, shortened or rewritten."""
+    """The properties of a file that change when it is replaced, shortened or rewritten."""
 
     device: int
     inode: int
@@ -43,13 +43,13 @@ class Identity(NamedTuple):
 
 
 def open_file(path: Path) -> BufferedReader:
-    """Opens a regular file for reading; for a pipe or a device it would wait for ever.
+    """Open a regular file for reading; opening a pipe or a device could wait for ever.
 
     Raises:
-        CheckpointError: the path is not a readable file.
+        CheckpointError: If the path is not a readable file.
     """
     try:
-        if not stat.S_ISREG(path.stat().st_mode):  # before opening, which waits for a pipe's end
+        if not stat.S_ISREG(path.stat().st_mode):  # `open` waits for the other end of a pipe
             raise CheckpointError(f"{path} is not a file. Expected a checkpoint file.")
         return open(path, "rb")
     except (OSError, ValueError) as error:
@@ -62,16 +62,16 @@ def open_file(path: Path) -> BufferedReader:
 
 
 def identity(file: BufferedReader) -> Identity:
-    """What tells an open file from one that was put in its place or changed."""
+    """Return the identity of an open file, to detect changes."""
     status = os.fstat(file.fileno())
     return Identity(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
 
 
 def reopen(path: Path, expected: Identity) -> BufferedReader:
-    """Opens a file that was looked at before.
+    """Open a file again.
 
     Raises:
-        CorruptCheckpoint: it is another file now, or has another size or time.
+        CorruptCheckpoint: If it is another file now, or has another size or time.
     """
     file = open_file(path)
     if identity(file) != expected:
@@ -83,11 +83,11 @@ def reopen(path: Path, expected: Identity) -> BufferedReader:
 
 
 def first_bytes(path: Path, file: BufferedReader) -> bytes:
-    """Returns a file's first bytes, once they are not those of something else entirely.
+    """Read the first bytes of a file, and check that it is no file of another kind.
 
     Raises:
-        CorruptCheckpoint: they are a web page's, a Git LFS pointer's, or another format's.
-        UnsafeCheckpoint: they are those of an archive that is not opened here.
+        CorruptCheckpoint: If it is a web page, a Git LFS pointer, or of another format.
+        UnsafeCheckpoint: If it is an archive that is not supported.
     """
     start = file.read(_START)
     for magic, meaning in _STRANGERS:

@@ -1,7 +1,7 @@
 """A reader of safetensors files that checks the whole header before it allocates anything.
 
 The format is one page: https://github.com/huggingface/safetensors#format. The file is read with
-plain reads, never mapped: a mapped file that shrinks under its reader kills the process.
+plain reads, never mapped: if a mapped file is shortened, reading it kills the process.
 """
 
 from __future__ import annotations
@@ -68,21 +68,21 @@ def open_safetensors(
     limits: Limits = Limits(),
     ignore_trailing_bytes: bool = False,
 ) -> Checkpoint:
-    """Opens a safetensors file: reads and checks its header, and no tensor yet.
+    """Open a safetensors file: read and check its header, and no tensor yet.
 
     Args:
         path: a `.safetensors` file.
-        limits: what the file may ask for.
-        ignore_trailing_bytes: whether bytes behind the last tensor are passed over, as is needed
-            to repair a file that has some.
+        limits: limits of the file.
+        ignore_trailing_bytes: whether bytes behind the last tensor are ignored, which a repair of
+            such a file needs.
 
     Returns:
-        A `Checkpoint` that reads each tensor when it is asked for.
+        `Checkpoint`, which reads each tensor at each access.
 
     Raises:
-        CorruptCheckpoint: the file breaks the format's rules or is another kind of file.
-        CheckpointLimit: the header is longer, or lists more tensors, than any model needs.
-        CheckpointError: the path is not a readable file.
+        CorruptCheckpoint: If the file breaks the format's rules or is another kind of file.
+        CheckpointLimit: If the header is longer, or lists more tensors, than any model needs.
+        CheckpointError: If the path is not a readable file.
     """
     path = Path(path)
     with open_file(path) as file:
@@ -145,7 +145,7 @@ def _parse(path: Path, text: bytes) -> dict[str, Any]:
             parse_int=_natural,
             parse_constant=_no_constant,
         )
-    except (ValueError, RecursionError) as error:  # also JSON's and UTF-8's own errors
+    except (ValueError, RecursionError) as error:  # errors of JSON and UTF-8 are ValueErrors
         raise CorruptCheckpoint(
             f"{path} has a safetensors header that cannot be parsed: {str(error)[:200]}."
         ) from error
@@ -161,7 +161,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _natural(digits: str) -> int:
-    if digits.startswith("-"):  # -0 too, which the safetensors library refuses
+    if digits.startswith("-"):  # the safetensors library refuses -0 too
         raise ValueError(f"{printable(digits)} is negative")
     return int(digits)
 
@@ -179,7 +179,7 @@ def _metadata(path: Path, metadata: Any) -> dict[str, str]:
 def _tensors(
     path: Path, header: dict[str, Any], begin: int, limits: Limits
 ) -> tuple[dict[str, _Tensor], int]:
-    """Checks every entry, and that together they tile the data without a hole; tells its end."""
+    """Check each entry, and that they tile the data without a hole; return them and its end."""
     if len(header) > limits.tensors:
         raise CheckpointLimit(
             f"{path} lists {len(header):,} tensors, more than the {limits.tensors:,} allowed. "
@@ -217,7 +217,7 @@ def _entry(path: Path, name: str, entry: Any) -> tuple[TensorInfo, int, int]:
             f"has shape {printable(shape)} and data_offsets {printable(offsets)}; "
             "both must be lists of natural numbers, the second of two"
         )
-    # The product of the non-zero sizes also has to fit: NumPy counts [2**31, 2**31, 0] that way.
+    # NumPy multiplies the non-zero sizes, so those of [2**31, 2**31, 0] have to fit, too.
     if len(shape) > _MAX_RANK or math.prod(filter(None, shape)) * dtype.itemsize > _MAX_BYTES:
         raise corrupt(f"has the shape {printable(shape)}, which no array can have")
     first, last = offsets
@@ -231,7 +231,7 @@ def _entry(path: Path, name: str, entry: Any) -> tuple[TensorInfo, int, int]:
 
 
 def _is_naturals(value: Any) -> bool:
-    # type(), because True and 4.0 equal integers in Python but not in the format
+    # True and 4.0 equal integers in Python, but are none in the format.
     return isinstance(value, list) and all(type(item) is int for item in value)
 
 

@@ -1,7 +1,7 @@
-"""A writer of safetensors files that holds one tensor at a time.
+"""A writer of safetensors files that holds one tensor in memory at a time.
 
-The library's own writer wants all tensors in memory. Shapes and dtypes are known before any tensor
-is read, so the header is written first and the tensors follow, one by one.
+The library's own writer needs all tensors in memory. Shapes and dtypes are known before any tensor
+is read, so this one writes the header first and then the tensors, one by one.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ def write_safetensors(
     metadata: Mapping[str, str] | None = None,
     progress: Progress | None = None,
 ) -> None:
-    """Writes tensors of a checkpoint into a file, and has it on the disk when this returns.
+    """Write tensors of a checkpoint to a file, which is on the disk when this returns.
 
     Args:
         path: the file, replaced if it exists.
-        tensors: where they are read, one by one; they need not be contiguous.
-        names: which of them; None for all.
+        tensors: the checkpoint, read tensor by tensor; arrays need not be contiguous.
+        names: names of the tensors to write; `None` for all.
         metadata: free text for the header, beside the format's own mark.
-        progress: is told the bytes of each part that was written.
+        progress: function that is called with the bytes of each part after it is written.
 
     Raises:
-        CheckpointMismatch: a tensor is of a dtype that the format has not.
+        CheckpointMismatch: If the format lacks the dtype of a tensor.
     """
     chosen = list(tensors if names is None else names)
-    # The library's order: larger items first, so that everything is aligned.
+    # As in the library, larger items come first, so that everything is aligned.
     chosen.sort(key=lambda name: (-tensors.info(name).dtype.itemsize, name))
     with open(path, "wb") as file:
         file.write(_header(tensors, chosen, {"format": "pt", **(metadata or {})}))

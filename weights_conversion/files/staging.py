@@ -1,4 +1,4 @@
-"""Writing a folder or a file whole or not at all."""
+"""Write a folder or a file whole or not at all."""
 
 from __future__ import annotations
 
@@ -12,16 +12,19 @@ from pathlib import Path
 
 from weights_conversion.files.errors import CheckpointError
 
-# Waits for a line; at the end of its input without one, whoever held the other end was killed.
+# The shell waits for a line. If its input ends without one, the other process was killed.
 _REMOVE_UNLESS_TOLD = 'read -r line || rm -rf -- "$0"'
 
 
 @contextlib.contextmanager
 def staged(path: str | os.PathLike) -> Iterator[Path]:
-    """Gives a folder to write into that becomes `path` at the end, or nothing if that fails.
+    """Give a folder to write into, which becomes `path` at the end, or nothing on an error.
 
     Args:
         path: the folder to make; it must not exist, or be empty.
+
+    Raises:
+        CheckpointError: If it exists and is not empty.
 
     Example:
 
@@ -36,7 +39,7 @@ def staged(path: str | os.PathLike) -> Iterator[Path]:
     try:
         yield stage
         if path.exists():
-            path.rmdir()  # Windows replaces no folder, not even an empty one
+            path.rmdir()  # Windows does not replace folders, even empty ones
         stage.rename(path)
     except BaseException:
         shutil.rmtree(stage, ignore_errors=True)
@@ -67,7 +70,7 @@ def staged_file(path: str | os.PathLike, *, overwrite: bool = False) -> Iterator
 
 @contextlib.contextmanager
 def removed_if_killed(path: Path) -> Iterator[None]:
-    """Has a shell wait beside this process, that removes a path if the process is killed."""
+    """Start a shell that removes a path if this process is killed within the scope."""
     if os.name != "posix":
         yield
         return
@@ -76,7 +79,7 @@ def removed_if_killed(path: Path) -> Iterator[None]:
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-        start_new_session=True,  # Ctrl-C and a killed process group are not for it
+        start_new_session=True,  # Ctrl-C and signals to the process group must not reach it
     )
     try:
         yield
@@ -85,10 +88,14 @@ def removed_if_killed(path: Path) -> Iterator[None]:
 
 
 def check_space(path: Path, needed: int) -> None:
-    """Refuses to begin what the disk cannot hold.
+    """Check that the disk has space for a file or folder.
+
+    Args:
+        path: the path to be made.
+        needed: bytes.
 
     Raises:
-        CheckpointError: too little space is free where the path will be.
+        CheckpointError: If less is free.
     """
     free = shutil.disk_usage(path.parent).free
     if needed > free:

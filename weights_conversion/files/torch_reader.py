@@ -1,8 +1,8 @@
 """A reader of PyTorch's files, `.ckpt`, `.pt`, `.pth` and `.bin`, without PyTorch.
 
-Since PyTorch 1.6 they are zip archives of a pickle and one member for each storage; before, five
-pickles and then the storages. The pickles are interpreted by `pickle_reader`; a tensor's bytes are
-read when the tensor is asked for, so optimizer states are never read. No unsafe way exists.
+Since PyTorch 1.6 they are zip archives of a pickle and one member for each storage; before, they
+were five pickles and then the storages. `pickle_reader` interprets the pickles, and there is no
+unsafe way. The bytes of a tensor are read at each access, so optimizer states are never read.
 
 Sources: `torch/serialization.py` and `torch/_utils.py` of pytorch/pytorch.
 """
@@ -40,11 +40,11 @@ _OTHER_MEMBERS = ("byteorder", "version", ".format_version", ".storage_alignment
 
 
 class _Bytes(NamedTuple):
-    """Where a storage's bytes stand in the file.
+    """The place of a storage's bytes in the file.
 
-    Attributes:
-        begin: of the member's bytes, or of the storage's in a file without members.
-        size: how many there are.
+    Args:
+        begin: position of the member's bytes, or of the storage's in a file without members.
+        size: number of bytes.
         member: the zip member that holds them, with its CRC.
     """
 
@@ -54,7 +54,7 @@ class _Bytes(NamedTuple):
 
 
 class _Contents(NamedTuple):
-    """A file's object, and where the storages are that it names."""
+    """The object in a file, and the places of the storages that it names."""
 
     root: Any
     find: Callable[[Storage], _Bytes]
@@ -63,21 +63,21 @@ class _Contents(NamedTuple):
 
 
 def open_torch(path: str | os.PathLike, *, limits: Limits = Limits()) -> Checkpoint:
-    """Opens a file that `torch.save` wrote: reads its pickle, and no tensor yet.
+    """Open a file that `torch.save` wrote: read its pickle, and no tensor yet.
 
     Args:
         path: a `.ckpt`, `.pt`, `.pth` or `.bin` file.
-        limits: what the file may ask for.
+        limits: limits of the file.
 
     Returns:
-        A `Checkpoint` of the file's state dict, found under "state_dict", "model" or another usual
-        name, or at the top. Its metadata tells `global_step` and `epoch` where the file does.
+        `Checkpoint` of the file's state dict, found under "state_dict", "model" or another usual
+        name, or at the top. Its metadata holds `global_step` and `epoch` if the file does.
 
     Raises:
-        UnsafeCheckpoint: the file calls code, is made to mislead, or is another container.
-        CorruptCheckpoint: it breaks the format's rules.
-        CheckpointLimit: it asks for more than any model needs.
-        CheckpointError: the path is not a readable file.
+        UnsafeCheckpoint: If the file calls code, is made to mislead, or is another container.
+        CorruptCheckpoint: If it breaks the format's rules.
+        CheckpointLimit: If it asks for more than any model needs.
+        CheckpointError: If the path is not a readable file.
     """
     path = Path(path)
     with open_file(path) as file:
@@ -194,7 +194,7 @@ def _legacy_places(
     position: int,
     contents: tuple[list[Any], Mapping[str, Storage], bool],
 ) -> dict[str, _Bytes]:
-    """Walks over the storages behind the pickles, each with its number of elements before it."""
+    """Find the storages behind the pickles; each follows its number of elements."""
     keys, storages, big_endian = contents
     size = os.fstat(file.fileno()).st_size
     places: dict[str, _Bytes] = {}
@@ -218,7 +218,7 @@ def _legacy_places(
 
 
 def _storages(root: Any) -> Iterator[tuple[str, Storage]]:
-    """Yields every storage of an object; the interpreter has checked how deep it is."""
+    """Yield every storage of an object, with its key."""
     seen, waiting = set(), [root]
     while waiting:
         item = waiting.pop()
@@ -238,7 +238,7 @@ def _storages(root: Any) -> Iterator[tuple[str, Storage]]:
 
 
 def _state_dict(path: Path, root: Any, limits: Limits) -> Iterator[tuple[str, Tensor]]:
-    """Yields the tensors of a state dict by name; in a file of several, with their names before."""
+    """Yield the tensors of a state dict by name; the names of inner dictionaries are prefixes."""
     found = _unnested(root)
     if not isinstance(found, dict):
         raise CorruptCheckpoint(
@@ -263,7 +263,7 @@ def _state_dict(path: Path, root: Any, limits: Limits) -> Iterator[tuple[str, Te
 
 
 def _unnested(root: Any) -> Any:
-    for _ in range(8):  # some files nest "state_dict" twice
+    for _ in range(8):  # some files hold "state_dict" within "state_dict"
         if not isinstance(root, dict) or any(isinstance(v, Tensor) for v in root.values()):
             break
         inner = [root[name] for name in _NESTS if isinstance(root.get(name), dict)]
@@ -303,18 +303,18 @@ def _check_size(path: Path, name: str, tensor: Tensor, place: _Bytes, limits: Li
         )
 
 
-# ── a tensor's bytes ──
+# ── the bytes of a tensor ──
 
 
 def _read(
     path: Path, file: BufferedReader, tensor: Tensor, place: _Bytes, verified: set[str]
 ) -> np.ndarray:
-    """Returns the numbers from the first to the last that a tensor uses."""
+    """Read the numbers from the first to the last that a tensor uses, as bytes."""
     first = tensor.offset * tensor.dtype.itemsize
     array = np.empty(tensor.span * tensor.dtype.itemsize, np.uint8)
     member, key = place.member, tensor.storage.key
     if member is not None and (member.method != 0 or array.nbytes < place.size):
-        # The CRC is that of all bytes, so all are read: once, or each time if they are deflated.
+        # The CRC covers all bytes, so all are read: once, or each time if they are deflated.
         if member.method != 0 or (member.crc and key not in verified):
             _copy_span(zip_reader.chunks(path, file, member, place.begin, _CHUNK), array, first)
             verified.add(key)
@@ -328,7 +328,7 @@ def _read(
 
 def _read_into(path: Path, file: BufferedReader, array: np.ndarray, check: bool) -> int:
     crc, view = 0, array.data
-    for begin in range(0, len(view), _CHUNK):  # its CRC is taken while a chunk is in the cache
+    for begin in range(0, len(view), _CHUNK):  # the CRC is computed while a chunk is in the cache
         chunk = view[begin : begin + _CHUNK]
         if file.readinto(chunk) != len(chunk):
             raise CorruptCheckpoint(f"{path} ended within a tensor. Download it again.")
@@ -353,9 +353,9 @@ def _as_array(flat: np.ndarray, tensor: Tensor, big_endian: bool) -> np.ndarray:
         flat = np.ascontiguousarray(flat.reshape(-1, part)[:, ::-1]).reshape(-1)
     if 0 in tensor.shape:
         return np.empty(tensor.shape, tensor.dtype)
-    # As bytes of that size, because NumPy makes no strided views of some of ml_dtypes' types.
+    # NumPy makes no strided views of some types of ml_dtypes, so the items are raw bytes.
     items = flat.view(np.dtype((np.void, unit)))
     strides = tuple(stride * unit for stride in tensor.strides)
     view = np.lib.stride_tricks.as_strided(items, tensor.shape, strides)
-    # A view of a whole, contiguous array stays one; anything else is copied out of its storage.
+    # A view of a whole, contiguous array stays one; other views are copied out of their storage.
     return np.ascontiguousarray(view).reshape(tensor.shape).view(tensor.dtype)

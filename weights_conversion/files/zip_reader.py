@@ -1,9 +1,9 @@
-"""The table of contents of a zip archive, strict: both of its copies have to agree.
+"""A strict reader of zip archives: both copies of the table of contents have to agree.
 
-Archives that say one thing in their central directory and another in their local headers, or that
-hide behind other data, are how files slip past scanners, so they are refused. Only what PyTorch
-writes is read: one archive from the file's first byte to its last, members stored (or deflated,
-which archivers do when they repack), no encryption. Source: PKWARE's APPNOTE.TXT 6.3.
+Malicious files pass scanners as archives whose central directory and local headers differ, or that
+follow other data. Such archives are refused. Only archives like PyTorch's are read: from the first
+byte of the file to its last, with stored members (or deflated ones, which archivers make when they
+repack) and without encryption. Source: PKWARE's APPNOTE.TXT 6.3.
 """
 
 from __future__ import annotations
@@ -37,16 +37,16 @@ _CHUNK = 1 << 20
 
 
 class Member(NamedTuple):
-    """One file in the archive.
+    """A file in an archive.
 
-    Attributes:
-        name: its path there.
+    Args:
+        name: its path in the archive.
         size: bytes of its content.
-        stored_size: bytes it takes in the archive.
-        method: 0 stored, 8 deflated.
+        stored_size: bytes that it takes in the archive.
+        method: 0 if it is stored, 8 if it is deflated.
         crc: CRC-32 of its content; 0 if the writer computed none.
         header: position of its local header.
-        limit: position that its bytes must not pass.
+        limit: position at which its bytes must end.
     """
 
     name: str
@@ -59,10 +59,10 @@ class Member(NamedTuple):
 
 
 def read_members(path: Path, file: BufferedReader, size: int, limits: Limits) -> dict[str, Member]:
-    """Reads the central directory of a whole archive.
+    """Read the central directory of a whole archive.
 
     Raises:
-        CheckpointError: it is truncated, encrypted, ambiguous, or larger than allowed.
+        CheckpointError: If it is truncated, encrypted, ambiguous, or larger than allowed.
     """
     begin, length, count = _find_directory(path, file, size)
     if count > limits.members or length > _MAX_DIRECTORY:
@@ -89,10 +89,10 @@ def read_members(path: Path, file: BufferedReader, size: int, limits: Limits) ->
 
 
 def locate(path: Path, file: BufferedReader, member: Member, limits: Limits) -> int:
-    """Returns where a member's bytes begin, once its local header agrees with the directory.
+    """Return the position of a member's bytes, after comparing local header and directory.
 
     Raises:
-        CheckpointError: the two disagree, or the member is too large for its bytes.
+        CheckpointError: If the two disagree, or the member is too large for its bytes.
     """
     file.seek(member.header)
     content = file.read(_LOCAL.size)
@@ -122,10 +122,10 @@ def locate(path: Path, file: BufferedReader, member: Member, limits: Limits) -> 
 def chunks(
     path: Path, file: BufferedReader, member: Member, begin: int, size: int = _CHUNK
 ) -> Iterator[bytes]:
-    """Yields a member's content from its first byte to its last, checked against its CRC.
+    """Yield a member's content from its first byte to its last, checked against its CRC.
 
     Raises:
-        CorruptCheckpoint: the content is not what the directory says.
+        CorruptCheckpoint: If the content differs from the directory.
     """
     file.seek(begin)
     crc, length = 0, 0
@@ -141,17 +141,17 @@ def chunks(
 
 
 def check_crc(path: Path, member: Member, crc: int) -> None:
-    """Compares a CRC with the directory's, unless the writer left that zero.
+    """Compare a CRC with the directory's, unless that is zero.
 
     Raises:
-        CorruptCheckpoint: they differ.
+        CorruptCheckpoint: If they differ.
     """
     if member.crc not in (0, crc):
         raise _corrupt(path, f"member {printable(member.name)} is damaged: its CRC is wrong")
 
 
 def _find_directory(path: Path, file: BufferedReader, size: int) -> tuple[int, int, int]:
-    """Returns begin, length and number of entries of the central directory."""
+    """Return the begin, the length and the number of entries of the central directory."""
     tail_begin = max(0, size - _END.size - _MAX_COMMENT)
     file.seek(tail_begin)
     tail = file.read(size - tail_begin)
@@ -185,7 +185,7 @@ def _find_directory(path: Path, file: BufferedReader, size: int) -> tuple[int, i
 def _find_directory_64(
     path: Path, file: BufferedReader, end: int
 ) -> tuple[int, int, int, int] | None:
-    """Returns begin, length, number of entries and end of a large archive's directory."""
+    """Return the begin, length, number of entries and end of a large archive's directory."""
     file.seek(max(0, end - _LOCATOR_64.size))
     content = file.read(_LOCATOR_64.size)
     if len(content) < _LOCATOR_64.size or not content.startswith(b"PK\x06\x07"):
@@ -239,7 +239,10 @@ def _member_name(path: Path, content: bytes) -> str:
 
 
 def _sizes(path: Path, fields: tuple[int, int, int], extra: bytes) -> tuple[int, int, int]:
-    """Returns stored size, size and local header's position, of large members from the extra."""
+    """Return the stored size, the size and the local header's position of a member.
+
+    Those of large members are in the extra field.
+    """
     stored_size, size, header = fields
     if 0xFFFFFFFF not in fields:
         return fields
