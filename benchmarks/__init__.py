@@ -1,1 +1,1 @@
-"""Speed and memory beside other implementations, as ratios measured side by side in one run."""
+"""Compare speed and memory with other implementations, side by side in one run."""

@@ -1,11 +1,11 @@
-"""Measure kdiffusion beside other implementations of Stable Diffusion 1.5.
+"""Compare kdiffusion with other implementations of Stable Diffusion 1.5.
 
     python -m benchmarks [--peers NAMES] [--measures NAMES] [--dtypes NAMES] [--sizes PIXELS]
 
-Every peer runs in a process of its own with random weights, with the threads that it takes by
-itself, and they take turns. A ratio is kdiffusion's value by the peer's of the same round, so below
-1 kdiffusion is better. A peer that is missing or fails is named with its reason. The column
-"floor", there on a GPU, is the time that arithmetic and memory need at least.
+Every peer runs in a process of its own with random weights and its default number of threads, and
+they take turns. A ratio is kdiffusion's value divided by the peer's of the same round, so below 1
+kdiffusion is better. A peer that is missing or fails is listed with the reason. On a GPU, the
+column "floor" is the least time that arithmetic and memory need.
 """
 
 from __future__ import annotations
@@ -64,19 +64,19 @@ def _parser():
     peers = [name for name in PEERS if name != "before"]
     if not accelerated:
         peers.remove("diffusers-compiled")
-    add("--peers", nargs="+", choices=peers, default=peers, help="the first is compared with")
+    add("--peers", nargs="+", choices=peers, default=peers, help="the first against the others")
     add("--before", type=Path, help="another checkout of kdiffusion, measured beside this one")
     add("--measures", nargs="+", choices=MEASURES, default=list(MEASURES))
     add("--dtypes", nargs="+", default=["bfloat16"] if accelerated else ["float32", "bfloat16"])
     add("--sizes", nargs="+", type=int, default=[256, 512], help="pixels along a side")
-    add("--pairs", type=int, default=7, help="rounds of what is measured in running processes")
-    add("--fresh-pairs", type=int, default=3, help="rounds of what needs a fresh process each")
-    add("--steps", type=int, default=5, help="guided steps of a picture")
-    add("--together", type=int, default=3, help="peers that are in memory at a time")
+    add("--pairs", type=int, default=7, help="rounds of measures in running processes")
+    add("--fresh-pairs", type=int, default=3, help="rounds of measures in fresh processes")
+    add("--steps", type=int, default=5, help="guided steps of an image")
+    add("--together", type=int, default=3, help="peers in memory at the same time")
     add("--floor", action=argparse.BooleanOptionalAction, default=accelerated)
-    add("--limit", type=float, help="seconds of a run after which a peer is stopped")
+    add("--limit", type=float, help="a peer is stopped after a run of so many seconds")
     add("--model", choices=("full-size", "tiny"), default="full-size")
-    add("--folder", type=Path, help="keeps the checkpoint and what peers make of it, 20 GB")
+    add("--folder", type=Path, help="where to keep the checkpoint and the peers' files, 20 GB")
     add("--json", type=Path, help="file for all values")
     return parser
 

@@ -1,4 +1,4 @@
-"""Random weights in a folder that every peer can read.
+"""Write random weights to a folder that every peer can read.
 
 python -m benchmarks.checkpoint FOLDER full-size|tiny
 """

@@ -1,11 +1,11 @@
-"""The least time that the arithmetic and the weights of a measure take on this machine.
+"""Compute the least time that the arithmetic and the weights of a measure take on this machine.
 
     python -m benchmarks.floor CHECKPOINT DTYPE NUM_STEPS MEASURE:SIDE ...
 
-Prints a JSON list of seconds: the larger of the floating-point operations at the rate of a large
-matrix product, and the weights read once a network call at the rate of a large copy (Williams,
-Waterman & Patterson 2009, the roofline). Operations are counted by PyTorch over diffusers' networks
-without any memory behind them; `null` where a measure has no floor.
+It prints a JSON list of seconds, `null` for a measure without a floor. The floor of a network call
+is the larger of two times (the roofline, Williams, Waterman & Patterson 2009): its floating-point
+operations at the rate of a large matrix product, and its weights at the rate of a large copy.
+PyTorch counts the operations of diffusers' networks on the meta device.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def main():
 
 
 class Machine:
-    """What the device can do at best.
+    """The highest rates of operations and bytes of the device.
 
     Args:
         dtype: torch dtype.
@@ -66,10 +66,10 @@ class Machine:
 
 
 class Networks:
-    """The networks of a checkpoint, as shapes alone.
+    """The networks of a checkpoint, with shapes but no values.
 
     Args:
-        folder: of the checkpoint.
+        folder: folder of the checkpoint.
         dtype: torch dtype.
     """
 
@@ -82,7 +82,7 @@ class Networks:
             )
 
     def work(self, measure, side, num_steps):
-        """Pairs of operations and bytes of weights, or `None`."""
+        """Return the operations and bytes of weights of each part of a measure, or `None`."""
         parts = {
             "network": lambda: [self.step(1, side)],
             "guided": lambda: [self.step(2, side)],

@@ -1,4 +1,4 @@
-"""The machine that figures are of."""
+"""Describe the machine that is measured."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _PACKAGES = (
 
 
 def accelerator() -> str | None:
-    """The first NVIDIA GPU's name, or `None`."""
+    """Return the name of the first NVIDIA GPU, or `None`."""
     if shutil.which("nvidia-smi") is None:
         return None
     command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
@@ -24,7 +24,7 @@ def accelerator() -> str | None:
 
 
 def describe() -> dict[str, str]:
-    """Processor, accelerator and the versions of what runs on them."""
+    """Return the processor, the accelerator and the versions of the packages."""
     information = Path("/proc/cpuinfo").read_text("utf-8")
     model = re.search(r"^model name\s*:\s*(.*)$", information, re.MULTILINE)
     kinds = ("avx512_bf16", "amx_bf16")

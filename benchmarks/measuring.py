@@ -1,7 +1,8 @@
-"""Measures: which there are, and how their seconds and bytes are taken.
+"""Measures, in seconds or bytes, and their rounds.
 
-Each peer lives in a process of its own, and they take turns: A B C A B C. A ratio is kdiffusion's
-value by the peer's of the same round, so what slows the machine for a while slows both.
+Each peer runs in a process of its own, and they take turns: A B C A B C. A ratio is kdiffusion's
+value divided by the peer's of the same round, so anything that slows the machine for a while slows
+both.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any, NamedTuple
 from benchmarks.peers import PEERS
 from benchmarks.process import Failed, Process, Stopped
 
-# Methods of a `Peer`, in processes that live on.
+# Methods of a `Peer`, run again and again in one process.
 WARM = {
     "network": "network call, b1",
     "guided": "guided step",
@@ -27,7 +28,7 @@ WARM = {
     "picture": "whole picture",
     "attention": "self-attentions as in SDXL",
 }
-# Of a fresh process each that draws one picture.
+# Each is measured in a fresh process, which generates one image.
 FRESH = {
     "load": "checkpoint load",
     "cold": "cold start to first picture",
@@ -37,18 +38,18 @@ MEASURES = {**WARM, "compile": "first picture beyond a later one", **FRESH}
 
 
 class Result(NamedTuple):
-    """What came out of one measure of one peer.
+    """The result of one measure of one peer.
 
     Args:
         measure: str, a key of `MEASURES`.
         dtype: str.
-        side: int, of the picture in pixels.
+        side: int, height and width of the image in pixels.
         peer: str, a key of `PEERS`.
         values: seconds, or bytes of the measure `memory`, one for each round; empty if it failed.
-        ratios: those of the first peer of the same rounds by these.
-        reason: str, why there are no values, or empty.
-        stopped: bool, whether it took longer than it may: it takes more than its values, and the
-            ratios are less than these.
+        ratios: values of the first peer divided by these, round by round.
+        reason: str, the reason if there are no values, or empty.
+        stopped: bool, whether it was stopped at the limit: it takes longer than its values, and its
+            ratios are lower.
     """
 
     measure: str
@@ -62,27 +63,29 @@ class Result(NamedTuple):
 
     @property
     def value(self) -> float:
+        """Return the median of the values."""
         return statistics.median(self.values)
 
     @property
     def ratio(self) -> float:
+        """Return the median of the ratios, NaN if there are none."""
         return statistics.median(self.ratios) if self.ratios else float("nan")
 
 
 class Plan(NamedTuple):
-    """What is to be measured.
+    """The measures to be taken, and of which peers.
 
     Args:
-        folder: where `checkpoint` is, and what peers make for themselves.
-        peers: names of `PEERS`; the first is what the others are compared with.
+        folder: folder that holds `checkpoint` and the files of peers.
+        peers: names of `PEERS`; the others are compared with the first.
         measures: names of `MEASURES`.
-        sides: of pictures, in pixels.
-        pairs: how many rounds.
-        fresh_pairs: how many rounds of fresh processes.
-        num_steps: guided steps of a picture.
-        together: how many peers live at a time.
-        floor: whether to put the least time that is possible beside.
-        limit: seconds after which runs of all but the first peer are stopped, or None.
+        sides: sizes of images, in pixels.
+        pairs: int, number of rounds.
+        fresh_pairs: int, number of rounds of fresh processes.
+        num_steps: int, guided steps of an image.
+        together: int, number of peers that run at the same time.
+        floor: bool, whether to add the least possible time.
+        limit: seconds after which runs of all but the first peer are stopped, or `None`.
     """
 
     folder: Path
@@ -105,7 +108,7 @@ class Plan(NamedTuple):
 
 
 def measure(plan: Plan, dtype: str) -> Iterator[Result]:
-    """All results of a dtype, as they come; the floor's after each of the first peer's."""
+    """Yield all results of a dtype as they come; a floor follows the first peer's result."""
     floors = _floors(plan, dtype) if plan.floor else {}
     for result in _measure_peers(plan, dtype):
         yield result
@@ -116,7 +119,7 @@ def measure(plan: Plan, dtype: str) -> Iterator[Result]:
 
 
 def _floors(plan, dtype):
-    """Seconds by measure and side; none without PyTorch and diffusers, which count them."""
+    """Return the floors by measure and side; none without PyTorch and diffusers."""
     wanted = [(name, side) for name in WARM if name in plan.measures for side in plan.sides]
     command = [sys.executable, "-m", "benchmarks.floor", plan.folder / "checkpoint", dtype]
     command += [str(plan.num_steps), *(f"{name}:{side}" for name, side in wanted)]
@@ -170,7 +173,7 @@ def _measure_warm(plan, dtype, peers):
 
 
 def _beyond(first: Rounds, later: Rounds) -> Rounds:
-    """How much longer the first call took than the median of the later ones."""
+    """Return by how much the first call took longer than the median of the later ones."""
     rounds = Rounds(first.values)
     rounds.reasons.update(later.reasons)
     rounds.reasons.update({peer: "it was stopped" for peer in later.stopped})
@@ -213,9 +216,13 @@ def _fresh_picture(plan, dtype, side, peer, cache):
 
 
 class Rounds:
-    """Values of peers, round by round; a peer that fails is out, with its reason.
+    """Values of peers, round by round.
 
-    One that is stopped is not asked again: what it had taken by then is its value of all rounds.
+    A peer that fails is left out, with its reason. A peer that is stopped is not run again: its
+    value at that moment is its value of all rounds.
+
+    Args:
+        peers: names of the peers.
     """
 
     def __init__(self, peers: Iterable[str]):

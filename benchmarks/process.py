@@ -1,4 +1,4 @@
-"""A peer's process, seen from outside."""
+"""The process of a peer, as its parent sees it."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from benchmarks.peers import PEERS
 
 
 class Failed(Exception):
-    """Why a peer did not do what it was told."""
+    """A peer failed; the message is the reason."""
 
 
 class Stopped(Exception):
-    """A peer took longer than it may; `value` is what it had taken by then."""
+    """A peer was stopped at the limit; `value` is what it had taken by then."""
 
     def __init__(self, value):
         super().__init__(f"stopped at {value}")
@@ -29,9 +29,14 @@ class Stopped(Exception):
 
 
 class Process:
-    """A peer's process; it starts at once and waits, without using the processor, for its turn.
+    """The process of a peer, which starts at once and waits for requests.
 
-    A run that takes longer than `limit` seconds ends it.
+    Args:
+        peer: name of the peer.
+        folder: see `measuring.Plan`.
+        dtype: str.
+        variables: environment variables beside the peer's own.
+        limit: seconds of a run after which the process is killed, or `None`.
     """
 
     def __init__(
@@ -63,8 +68,8 @@ class Process:
         """Send a request and wait for its answer.
 
         Raises:
-            Failed: With the peer's reason, or the last line that it wrote before it died.
-            Stopped: With the limit.
+            Failed: If the peer fails, with its reason, or the last line that it wrote.
+            Stopped: If a run exceeds the limit.
         """
         if self.memory_when_stopped is not None:
             raise Failed(f"it was stopped after {self.limit:g} s of a run before")
@@ -88,15 +93,15 @@ class Process:
         return answer["answer"]
 
     def first_run(self, method, arguments):
-        """Choose what is run, and run it once; the seconds include its compilation."""
+        """Choose the method that is run, and run it once; its seconds include compilation."""
         self.ask("choose", method, arguments)
         return self.ask("run")
 
     def memory(self):
-        """Its highest resident memory so far, in bytes."""
+        """Return its highest resident memory so far, in bytes."""
         if self.memory_when_stopped is not None:
             return self.memory_when_stopped
-        # Not `getrusage`, whose peak includes that of the process this one was forked from.
+        # The peak of `getrusage` includes that of the parent before the fork.
         status = Path(f"/proc/{self.process.pid}/status").read_text("ascii")
         return 1024 * int(re.search(r"^VmHWM:\s+(\d+) kB", status, re.MULTILINE)[1])
 

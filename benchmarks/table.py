@@ -1,4 +1,4 @@
-"""Results as Markdown and as JSON."""
+"""Write results as Markdown and as JSON."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from benchmarks.measuring import MEASURES, Result
 
 
 def markdown(results: Sequence[Result]) -> str:
-    """One table for each dtype: a row for each measure and size, a column for each peer.
+    """Make one table for each dtype: a row for each measure and size, a column for each peer.
 
-    A cell is the median, and in brackets the median of the ratios: below 1 the first peer is
-    better. Reasons for empty cells stand below. A peer that was stopped takes more than is shown,
-    and its ratio is less.
+    A cell is the median, with the median of the ratios in brackets: below 1 the first peer is
+    better. The reasons for empty cells follow the tables. A peer that was stopped takes longer than
+    is shown, and its ratio is lower.
     """
     parts = []
     for dtype in _distinct(result.dtype for result in results):
@@ -35,7 +35,7 @@ def markdown(results: Sequence[Result]) -> str:
 
 
 def to_json(results: Sequence[Result], about: dict) -> str:
-    """All values of all rounds, and what is known of the machine."""
+    """Return all values of all rounds, with the description of the machine, as JSON."""
     rows = [
         (
             {**result._asdict(), "value": result.value, "ratio": result.ratio}

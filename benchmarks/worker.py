@@ -1,7 +1,7 @@
-"""The side of a peer: a process that does what it is told, a line at a time.
+"""The process of a peer, which answers requests.
 
-Requests and answers are JSON, one a line: `["load"]` and `["run"]` answer seconds,
-`["choose", method, arguments]`, which says what is run, nothing.
+Requests and answers are JSON, one a line. `["load"]` and `["run"]` return seconds.
+`["choose", method, arguments]` selects the method that is run, and returns nothing.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from benchmarks.peers import FRAMEWORKS, PEERS, Unavailable
 
 def main():
     name, folder, dtype = sys.argv[1:]
-    # Frameworks print; the answers keep the standard output for themselves.
+    # Frameworks print to the standard output, which must hold nothing but answers.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     worker = None
@@ -36,11 +36,11 @@ def main():
 
 
 class Worker:
-    """A peer and the function that is measured now."""
+    """A peer, and the function that is measured."""
 
     def __init__(self, name, folder, dtype):
         row = PEERS[name]
-        # As Python marks what cannot be imported.
+        # Python marks modules that cannot be imported with None.
         sys.modules.update({x: None for x in FRAMEWORKS if x not in row.frameworks})
         module = importlib.import_module(f"benchmarks.peers.{row.module}")
         self.peer = module.Peer(folder, dtype)

@@ -1,1 +1,1 @@
-"""How functions run: the backend, the processor, compiled programs and their files."""
+"""Run functions of models: the backend, the processor, compiled programs and their files."""
