@@ -47,7 +47,7 @@ def warn_without_bfloat16(information: Path = _INFORMATION) -> None:
             "This processor has no bfloat16 arithmetic (neither avx512_bf16 nor amx_bf16), so a "
             "dtype policy that computes in 'bfloat16' is no faster here than 'float32', and less "
             "exact. It still halves the memory of the weights. Use dtype='float32' otherwise.",
-            stacklevel=1,  # one place for all callers, so Python's default shows it once
+            stacklevel=1,  # this line is the same for all callers, so Python shows it once
         )
 
 

@@ -90,7 +90,7 @@ def _fused(function):
     compiled = tf.function(function, jit_compile=True, autograph=False)
 
     def call(x, *others):
-        x = tf.convert_to_tensor(x)  # of a Keras variable, which no compiled function takes
+        x = tf.convert_to_tensor(x)  # compiled functions do not take Keras variables
         large = x.shape.is_fully_defined() and x.shape.num_elements() >= _WORTH_FUSING
         fused = large and not tf.executing_eagerly()
         return compiled(x, *others) if fused else function(x, *others)

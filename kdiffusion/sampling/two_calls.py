@@ -121,8 +121,8 @@ def dpmpp_sde(levels: Levels, eta: float) -> list[Row]:
 def _rows(levels, halves: Callable[[Level, Level], Halves], eta=0.0):
     rows = []
     for step, (at, to) in enumerate(pairwise(levels.points)):
-        # Pure noise has no slope in sigma, and log(sigma) no middle between a level and the
-        # latents themselves or a level and itself.
+        # Pure noise has no slope in sigma. In log(sigma) there is no middle between a level and the
+        # latents themselves, or between a level and itself.
         if at.a == 0.0 or to.sigma in (0.0, at.sigma):
             rows.append(Row(at, step, {"x": fall(X, at, to, eta)}))
         else:

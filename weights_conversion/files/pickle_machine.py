@@ -144,7 +144,7 @@ class Machine:
         if not isinstance(module, str) or not isinstance(name, str):
             raise self.corrupt("a name is not text")
         found = Global(module, name)
-        # A dotted name is followed from attribute to attribute; attacks reach `os.system` so.
+        # A dotted name is followed from attribute to attribute, as in attacks on `os.system`.
         if "." in name and not is_inert(found):
             raise self.unsafe(f"reaches for {printable(str(found))}")
         return found

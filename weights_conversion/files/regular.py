@@ -55,7 +55,7 @@ def open_file(path: Path) -> BufferedReader:
     except (OSError, ValueError) as error:
         if isinstance(error, CheckpointError):
             raise
-        reason = getattr(error, "strerror", None) or error  # a NUL in the name is a ValueError
+        reason = getattr(error, "strerror", None) or error  # a NUL in the name raises a ValueError
         raise CheckpointError(
             f"{os.fspath(path)!r} cannot be read: {reason}. Expected a checkpoint file."
         ) from error

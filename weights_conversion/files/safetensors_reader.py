@@ -32,7 +32,7 @@ from weights_conversion.files.regular import (
     reopen,
 )
 
-_MAX_RANK = 32  # of NumPy 1; model weights have at most 5
+_MAX_RANK = 32  # the limit of NumPy 1; model weights have at most 5
 _MAX_BYTES = 2**62
 
 DTYPES = {
