@@ -3,10 +3,11 @@
 The public names are imported when they are first used, so `import kdiffusion` is quick.
 """
 
-import importlib
 import os
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from kdiffusion.lazy import lazy
 
 __version__ = "0.1.0"
 
@@ -51,14 +52,4 @@ if TYPE_CHECKING:  # the same names for type checkers and editors, which cannot 
     from kdiffusion.sampling.spacing import Spacing as Spacing
     from kdiffusion.text.tokenizer import SimpleTokenizer as SimpleTokenizer
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
-        raise AttributeError(f"module 'kdiffusion' has no attribute {name!r}")
-    value = getattr(importlib.import_module(_MODULES[name]), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazy(__name__, _MODULES)

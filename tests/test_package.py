@@ -1,7 +1,6 @@
 """What is packed, and that the front page tells the truth."""
 
 import argparse
-import ast
 import inspect
 import re
 import shlex
@@ -41,14 +40,6 @@ def test_public_name_has_a_docstring(name):
             assert inspect.getdoc(method), f"kdiffusion.{name}.{member} has no docstring"
 
 
-def test_type_checkers_see_the_same_names():
-    source = ast.parse((ROOT / "kdiffusion" / "__init__.py").read_text("utf-8"))
-    branches = {ast.unparse(node.test): node for node in source.body if isinstance(node, ast.If)}
-    branch = branches["TYPE_CHECKING"]
-    seen = {alias.asname: node.module for node in branch.body for alias in node.names}
-    assert seen == kdiffusion._MODULES
-
-
 def test_public_names_are_lazy_and_listed():
     code = (
         "import sys, kdiffusion\n"
@@ -63,11 +54,6 @@ def test_public_names_are_lazy_and_listed():
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 0, done.stderr
-
-
-def test_unknown_name_is_an_attribute_error():
-    with pytest.raises(AttributeError, match="'kdiffusion' has no attribute 'StabelDiffusion'"):
-        kdiffusion.StabelDiffusion
 
 
 def packed_sources():

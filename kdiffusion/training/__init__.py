@@ -3,8 +3,9 @@
 The public names are imported when they are first used, like those of `kdiffusion`.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from kdiffusion.lazy import lazy
 
 _MODULES = {
     "Augmentation": "kdiffusion.training.data.augmentation",
@@ -51,14 +52,4 @@ if TYPE_CHECKING:  # the same names for type checkers and editors, which cannot 
     from kdiffusion.training.trainers.discriminator import Discriminator as Discriminator
     from kdiffusion.training.trainers.perceptual import Perceptual as Perceptual
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
-        raise AttributeError(f"module 'kdiffusion.training' has no attribute {name!r}")
-    value = getattr(importlib.import_module(_MODULES[name]), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazy(__name__, _MODULES)
