@@ -1,6 +1,7 @@
-"""What is packed, and that the front page tells the truth."""
+"""The package's content and its public names, and that README and docs are true."""
 
 import argparse
+import dataclasses
 import inspect
 import re
 import shlex
@@ -17,7 +18,11 @@ import kdiffusion
 from kdiffusion import cli
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text("utf-8")
+PAGES = {
+    path.relative_to(ROOT).as_posix(): path.read_text("utf-8")
+    for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "benchmarks" / "RESULTS.md")
+}
+README = PAGES["README.md"]
 PUBLIC = sorted(set(kdiffusion.__all__) - {"__version__"})
 
 
@@ -34,7 +39,8 @@ def test_public_name_has_a_docstring(name):
     value = getattr(kdiffusion, name)
     assert value.__name__ == name
     assert inspect.getdoc(value), f"kdiffusion.{name} has no docstring"
-    foreign = [base for base in value.__mro__ if not base.__module__.startswith("kdiffusion")]
+    bases = inspect.getmro(value) if inspect.isclass(value) else ()
+    foreign = [base for base in bases if not base.__module__.startswith("kdiffusion")]
     for member, method in inspect.getmembers(value, inspect.isfunction):
         if not member.startswith("_") and not any(hasattr(base, member) for base in foreign):
             assert inspect.getdoc(method), f"kdiffusion.{name}.{member} has no docstring"
@@ -121,49 +127,88 @@ def test_readme_commands_install_this_checkout():
     assert test == 'pip install ".[test]" && pytest -n 2 --dist loadfile'
 
 
-def readme_cli_lines():
-    for block in blocks("sh"):
+def cli_lines(text):
+    for block in blocks("sh", text):
         for line in block.replace("\\\n", " ").splitlines():
             words = shlex.split(line)
             if "kdiffusion" in words:
                 yield words[words.index("kdiffusion") + 1 :]
 
 
-def test_readme_command_lines_are_understood():
-    lines = list(readme_cli_lines())
-    assert len(lines) >= 2
+def test_command_lines_are_understood():
+    lines = [line for text in PAGES.values() for line in cli_lines(text)]
+    assert len(lines) >= 10
     for line in lines:
         assert isinstance(cli._parser(line[:1]).parse_args(line), argparse.Namespace)
 
 
-def test_readme_names_every_preset():
+def test_every_preset_is_documented():
     from kdiffusion.weights.presets import PRESETS
 
-    rows = re.findall(r"^\| `([\w-]+)` \| (\d+) \|", README, re.MULTILINE)
-    sizes = {name: int(size) for name, size in rows if name != "random-tiny"}
-    assert sizes == {name: preset.height for name, preset in PRESETS.items() if name in sizes}
-    assert set(PRESETS) <= {name for name, _ in rows}
+    rows = re.findall(r"^\| `([\w-]+)` \| (\d+) \| ([^;|]+)", PAGES["docs/models.md"], re.MULTILINE)
+    documented = {name: (int(size), licence.strip()) for name, size, licence in rows}
+    assert documented.pop("random-tiny") == (64, "Apache-2.0")
+    assert documented == {name: (preset.height, preset.licence) for name, preset in PRESETS.items()}
+    assert [name for name in (*PRESETS, "random-tiny") if f"`{name}`" not in README] == []
 
 
-def test_readme_names_every_sampler():
+def test_every_sampler_is_documented():
     from kdiffusion.sampling.samplers import SAMPLERS
 
-    assert [name for name in SAMPLERS if f"`{name}`" not in README] == []
+    rows = [f"| `{name}` | {of.label} | {of.description} |" for name, of in SAMPLERS.items()]
+    assert [row for row in rows if row not in PAGES["docs/samplers.md"]] == []
 
 
-def test_readme_shows_pictures_that_are_there_and_small():
-    shown = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", README)
-    assert shown == ["docs/shapes.png", "docs/shapes-training.png", "docs/samplers.png"]
-    assert [name for name in shown if not 0 < (ROOT / name).stat().st_size <= 300_000] == []
+def test_every_training_setting_is_documented():
+    from kdiffusion.training.config import schema
+
+    page = PAGES["docs/training.md"]
+    records = [value for value in vars(schema).values() if dataclasses.is_dataclass(value)]
+    settings = {field.name for record in records for field in dataclasses.fields(record)}
+    networks = [record for record in records if record.__name__.endswith("Architecture")]
+    settings -= {field.name for record in networks for field in dataclasses.fields(record)}
+    settings -= {field.name for field in dataclasses.fields(schema.Schedule)}
+    assert {"folder", "ema_decay", "offset_noise"} <= settings
+    missing = [name for name in settings if not re.search(rf"`(\w+\.)?{name}[`.]", page)]
+    assert sorted(missing) == []
 
 
-def test_readme_example_runs_as_written(tmp_path, monkeypatch):
-    example, training = blocks("python")
-    assert compile(training, "README.md", "exec")  # it would take a dataset and a GPU
+@pytest.mark.parametrize("name", PAGES)
+def test_links_lead_somewhere(name):
+    for target in re.findall(r"\]\(([^)]+)\)", PAGES[name]):
+        path, _, heading = target.partition("#")
+        file = (ROOT / name).parent / path if path else ROOT / name
+        assert file.is_file(), target
+        if heading:
+            headings = re.findall(r"^#+ (.+)$", file.read_text("utf-8"), re.MULTILINE)
+            anchors = [re.sub(r"[^\w -]", "", text).lower().replace(" ", "-") for text in headings]
+            assert heading in anchors, target
+
+
+def test_every_page_and_image_is_linked_and_images_are_small():
+    links = {
+        ((ROOT / name).parent / target.partition("#")[0]).resolve()
+        for name, text in PAGES.items()
+        for target in re.findall(r"\]\(([^)]+)\)", text)
+    }
+    assert [path.name for path in (ROOT / "docs").iterdir() if path not in links] == []
+    assert [path for path in (ROOT / "docs").glob("*.png") if path.stat().st_size > 300_000] == []
+
+
+@pytest.mark.parametrize("name", [name for name, text in PAGES.items() if blocks("python", text)])
+def test_python_examples_compile(name):
+    for example in blocks("python", PAGES[name]):
+        compile(example, name, "exec")
+
+
+def test_readme_example_runs(tmp_path, monkeypatch):
+    (example,) = blocks("python")
     assert len([line for line in example.splitlines() if line.strip()]) == 5
     monkeypatch.chdir(tmp_path)
-    exec(compile(example, "README.md", "exec"), {})
-    assert (tmp_path / "circle.png").stat().st_size > 100
+    offline = example.replace('"stable-diffusion-v1-5"', '"random-tiny"')
+    assert offline != example
+    exec(compile(offline, "README.md", "exec"), {})
+    assert (tmp_path / "lighthouse.png").stat().st_size > 100
 
 
 @pytest.mark.parametrize("package", ["kdiffusion", "weights_conversion"])
