@@ -25,13 +25,13 @@ if TYPE_CHECKING:
     from kdiffusion.sampling.samplers import Sampler
     from kdiffusion.sampling.spacing import Spacing
 
-_KNOWS = "a small model of circles, crosses and their kind in eight colours"
+_KNOWS = "a small model of circles, crosses and other shapes in eight colours"
 _ANOTHER = "for Stable Diffusion add --preset stable-diffusion-v1-5"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
-    parser.description = "Draw pictures from a prompt, or of a class, and write them as PNG files."
+    parser.description = "Generate images from a prompt, from another image or of a class, and write PNG files."
     parser.set_defaults(run=run, usage_error=parser.error)
     for title, options in GENERATE.items():
         group = parser.add_argument_group(title)
@@ -62,7 +62,7 @@ def run(arguments: argparse.Namespace) -> None:
     if not arguments.quiet:
         log(f"seed {seed}, {time.monotonic() - start:.1f} s")
         if not chosen:
-            log(f"drawn with {DEFAULT}, {_KNOWS}; {_ANOTHER}")
+            log(f"generated with {DEFAULT}, {_KNOWS}; {_ANOTHER}")
     sys.stdout.writelines(f"{path}\n" for path in paths)
 
 
@@ -73,7 +73,7 @@ def _check_task(arguments):
         arguments.usage_error("--label is for models of classes, which take no prompt")
     for name in ("mask", "strength"):
         if getattr(arguments, name) is not None and not arguments.image:
-            arguments.usage_error(f"--{name} is for a picture to start from: add --image PATH")
+            arguments.usage_error(f"--{name} is for an image to start from: add --image PATH")
     if arguments.strength is None and arguments.image:
         arguments.strength = 1.0 if arguments.mask else 0.8
     if arguments.guidance_scale is None:
@@ -84,7 +84,7 @@ def _check_without_prompt(arguments):
     from kdiffusion.weights.presets import PRESETS
 
     if arguments.preset in (*PRESETS, "random-tiny"):
-        arguments.usage_error("this model draws from a text: give a prompt")
+        arguments.usage_error("this model generates from a text: give a prompt")
     for name in ("image", "mask", "negative_prompt", "preview"):
         if getattr(arguments, name) is not None:
             option = name.replace("_", "-")
@@ -154,7 +154,7 @@ def _task(model, arguments) -> Callable[..., Any]:
     has_texts = hasattr(model, "text_to_image")
     if arguments.prompt is None:
         if has_texts:
-            raise ValueError("this model draws from a text: give a prompt")
+            raise ValueError("this model generates from a text: give a prompt")
         return functools.partial(model.generate_image, arguments.label)
     if not has_texts:
         raise ValueError("this model takes no prompt: give none, and --label for one of classes")
@@ -174,7 +174,7 @@ def _show(path: Path) -> Callable[..., None]:
     def show(step):
         try:
             files.replace_picture(path, np.concatenate(list(step.preview), axis=1))
-        except OSError as error:  # no reason to lose the pictures themselves
+        except OSError as error:  # no reason to lose the images themselves
             warnings.warn(f"the preview cannot be written: {error}", stacklevel=1)
 
     return show

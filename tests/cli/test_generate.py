@@ -50,10 +50,10 @@ def test_without_a_preset_the_model_is_named_and_the_way_to_another(stand_in, ca
     assert generate("a red circle", "--seed", "1") == cli.OK
     assert stand_in.asked["preset"] == "shapes"
     said = capsys.readouterr().err
-    assert said.count("drawn with shapes") == 1 and "--preset stable-diffusion-v1-5" in said
+    assert said.count("generated with shapes") == 1 and "--preset stable-diffusion-v1-5" in said
     for options in (["--preset", "some/folder"], ["--quiet"]):
         assert generate("a red circle", "--seed", "1", "--force", *options) == cli.OK
-        assert "drawn with" not in capsys.readouterr().err
+        assert "generated with" not in capsys.readouterr().err
 
 
 def test_settings_reach_the_model_and_the_file(stand_in):
