@@ -31,7 +31,9 @@ _ANOTHER = "for Stable Diffusion add --preset stable-diffusion-v1-5"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
-    parser.description = "Generate images from a prompt, from another image or of a class, and write PNG files."
+    parser.description = (
+        "Generate images from a prompt, from another image or of a class, and write PNG files."
+    )
     parser.set_defaults(run=run, usage_error=parser.error)
     for title, options in GENERATE.items():
         group = parser.add_argument_group(title)
