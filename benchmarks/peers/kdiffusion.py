@@ -7,8 +7,7 @@ from keras import ops
 
 from benchmarks import inputs
 from kdiffusion import StableDiffusion
-from kdiffusion.models.kernels import flash
-from kdiffusion.models.layers.attention import attend
+from kdiffusion.models import kernels
 from kdiffusion.pipelines.settings import Settings
 from kdiffusion.pipelines.starts import Start
 from kdiffusion.runtime import programs
@@ -56,12 +55,12 @@ class Peer:
         def compute(x):
             batch, tokens, heads, width = x.shape
             flat = ops.reshape(x, (batch, tokens, heads * width))
-            y = attend(flat, flat, flat, heads, use_flash=use_flash[width])
+            y = kernels.attend(flat, flat, flat, heads, use_flash=use_flash[width])
             return ops.reshape(y, x.shape)
 
         run = programs.compile_function(compute, programs.use_jit(self.model.jit_compile))
         tensors = [ops.cast(x, dtype) for x in inputs.attention(side)]
-        use_flash = {x.shape[-1]: flash.works(x.shape[-1], dtype) for x in tensors}
+        use_flash = {x.shape[-1]: kernels.has_flash_attention(x.shape[-1], dtype) for x in tensors}
         return lambda: [ops.convert_to_numpy(ops.cast(run(x), "float32")) for x in tensors]
 
     def picture(self, side, num_steps):

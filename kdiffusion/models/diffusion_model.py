@@ -7,16 +7,16 @@ import keras
 from kdiffusion.models.architectures import DiffusionArchitecture
 from kdiffusion.models.base import ArchitectureModel
 from kdiffusion.models.layers.attention import SpatialTransformer
-from kdiffusion.models.layers.base import (
+from kdiffusion.models.layers.base import Conv2D
+from kdiffusion.models.layers.norms import GroupNorm
+from kdiffusion.models.layers.residual import (
     Downsample,
     LabelEmbedding,
     ResnetBlock,
     SkipConnection,
     TimeEmbedding,
     Upsample,
-    conv2d,
 )
-from kdiffusion.models.layers.norms import GroupNorm
 
 
 @keras.saving.register_keras_serializable(package="kdiffusion")
@@ -32,11 +32,7 @@ class DiffusionModel(ArchitectureModel):
 
     Args:
         architecture: `DiffusionArchitecture`, or a dictionary of its fields. Default: SD 1.x.
-        initialize: bool, `False` if weights are loaded next.
-        dtype: Keras dtype policy, or `None` for the global one.
-        name: str or `None`.
-        gradient_checkpointing: bool, whether training keeps only what goes into each residual
-            block and each transformer, see `ArchitectureModel`.
+        initialize, dtype, name, gradient_checkpointing: see `ArchitectureModel`.
 
     Call arguments:
         inputs: dictionary of
@@ -75,8 +71,10 @@ class DiffusionModel(ArchitectureModel):
             embedding = LabelEmbedding(architecture.num_classes, name="label_embedding", **options)
             time = embedding(inputs["label"], time)
         unet = _Stages(architecture, options, time, inputs.get("context"))
-        x = conv2d(base, 3, "conv_in", **options)(inputs["latents"])
-        x = unet.up(unet.middle(*unet.down(x)))
+        x = Conv2D(base, 3, name="conv_in", **options)(inputs["latents"])
+        x, skips = unet.down(x)
+        x = unet.middle(x)
+        x = unet.up(x, skips)
         norm = GroupNorm(
             architecture.num_groups,
             architecture.epsilon,
@@ -84,7 +82,7 @@ class DiffusionModel(ArchitectureModel):
             dtype=options["dtype"],
             name="norm_out",
         )
-        return inputs, conv2d(architecture.out_channels, 3, "conv_out", **options)(norm(x))
+        return inputs, Conv2D(architecture.out_channels, 3, name="conv_out", **options)(norm(x))
 
     @staticmethod
     def blocks(architecture):
@@ -134,15 +132,14 @@ class _Stages:
                 skips.append(x)
         return x, skips
 
-    def middle(self, x, skips):
+    def middle(self, x):
         channels = self.architecture.channels[-1]
         x = self._resnet(x, channels, "mid_resnet_0")
         x = self._attend(x, self.architecture.mid_depth, -1, "mid_transformer")
-        return self._resnet(x, channels, "mid_resnet_1"), skips
+        return self._resnet(x, channels, "mid_resnet_1")
 
-    def up(self, x_and_skips):
+    def up(self, x, skips):
         architecture = self.architecture
-        x, skips = x_and_skips
         levels = list(enumerate(architecture.channels))[::-1]
         for stage, (level, channels) in enumerate(levels):
             for index in range(architecture.layers_per_level + 1):

@@ -1,4 +1,4 @@
-"""The decoder half of the autoencoder: latents to pictures."""
+"""The decoder half of the autoencoder: latents to images."""
 
 from __future__ import annotations
 
@@ -8,24 +8,21 @@ import numpy as np
 from kdiffusion.models.architectures import AutoencoderArchitecture
 from kdiffusion.models.base import ArchitectureModel
 from kdiffusion.models.layers.autoencoder import blocks, middle, norm_out, resnet
-from kdiffusion.models.layers.base import Upsample, conv2d
+from kdiffusion.models.layers.base import Conv2D
 from kdiffusion.models.layers.codebook import Codebook
+from kdiffusion.models.layers.residual import Upsample
 
 
 @keras.saving.register_keras_serializable(package="kdiffusion")
 class ImageDecoder(ArchitectureModel):
-    """Latents → picture (Rombach et al. 2022, section 3.1).
+    """Latents → image (Rombach et al. 2022, section 3.1).
 
-    Takes the latents as the U-Net makes them, undoes the latent scale itself, and looks the codes
-    up in the codebook if there is one (van den Oord et al. 2017).
+    Latents come as the U-Net makes them: their scale is undone here, and their codes are looked up
+    in the codebook if there is one (van den Oord et al. 2017).
 
     Args:
         architecture: `AutoencoderArchitecture`, or a dictionary of its fields.
-        initialize: bool, `False` if weights are loaded next.
-        dtype: Keras dtype policy, or `None` for the global one.
-        name: str or `None`.
-        gradient_checkpointing: bool, whether training keeps only what goes into each residual
-            block and the attention, see `ArchitectureModel`.
+        initialize, dtype, name, gradient_checkpointing: see `ArchitectureModel`.
 
     Call arguments:
         inputs: (batch, height, width, 4), latents.
@@ -53,14 +50,14 @@ class ImageDecoder(ArchitectureModel):
             np.divide(1.0, architecture.latent_scale).tolist(),
             architecture.latent_shift,
             name="unscale",
-            # What is looked up is not rounded first.
+            # Codes are looked up before they are rounded.
             dtype="float32" if has_codebook else options["dtype"],
         )(inputs)
         if has_codebook:
             x = Codebook(architecture.codebook_size, name="codebook", **options)(x)
         if architecture.post_quant_conv:
-            x = conv2d(architecture.latent_channels, 1, "post_quant_conv", **options)(x)
-        x = conv2d(architecture.channels[-1], 3, "conv_in", **options)(x)
+            x = Conv2D(architecture.latent_channels, 1, name="post_quant_conv", **options)(x)
+        x = Conv2D(architecture.channels[-1], 3, name="conv_in", **options)(x)
         x = middle(x, architecture, options)
         levels = architecture.channels[::-1]
         for stage, channels in enumerate(levels):
@@ -69,7 +66,7 @@ class ImageDecoder(ArchitectureModel):
             if stage < len(levels) - 1:
                 x = Upsample(channels, name=f"up_{stage}_upsample", **options)(x)
         x = norm_out(x, architecture, options)
-        return inputs, conv2d(architecture.image_channels, 3, "conv_out", **options)(x)
+        return inputs, Conv2D(architecture.image_channels, 3, name="conv_out", **options)(x)
 
     @staticmethod
     def blocks(architecture):

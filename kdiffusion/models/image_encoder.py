@@ -1,4 +1,4 @@
-"""The encoder half of the autoencoder: pictures to the distribution of their latents."""
+"""The encoder half of the autoencoder: images to the distribution of their latents."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from keras import ops
 from kdiffusion.models.architectures import AutoencoderArchitecture
 from kdiffusion.models.base import ArchitectureModel
 from kdiffusion.models.layers.autoencoder import blocks, middle, norm_out, resnet
-from kdiffusion.models.layers.base import Downsample, conv2d
+from kdiffusion.models.layers.base import Conv2D
+from kdiffusion.models.layers.residual import Downsample
 
 # The log-variance of codes that have none: exp(-100) changes no float32.
 _POINT = -200.0
@@ -17,26 +18,22 @@ _POINT = -200.0
 
 @keras.saving.register_keras_serializable(package="kdiffusion")
 class ImageEncoder(ArchitectureModel):
-    """Picture → mean and log-variance of its latents (Kingma & Welling 2014).
+    """Image → mean and log-variance of its latents (Kingma & Welling 2014).
 
-    The latents are scaled as the U-Net wants them; nobody else multiplies by the latent scale.
+    The latents are scaled here, as the U-Net expects them, and nowhere else.
 
     Args:
         architecture: `AutoencoderArchitecture`, or a dictionary of its fields.
-        initialize: bool, `False` if weights are loaded next.
-        dtype: Keras dtype policy, or `None` for the global one.
-        name: str or `None`.
-        gradient_checkpointing: bool, whether training keeps only what goes into each residual
-            block and the attention, see `ArchitectureModel`.
+        initialize, dtype, name, gradient_checkpointing: see `ArchitectureModel`.
 
     Call arguments:
         inputs: (batch, height, width, 3) in [-1, 1]; height and width are multiples of the
             downsampling factor.
 
     Returns:
-        Dictionary of `mean` and `logvar`, float32, (batch, height / 8, width / 8, 4). Of an
-        autoencoder with a codebook, `mean` is the code before it is looked up, and `logvar` so
-        small that no sample differs from it.
+        Dictionary of `mean` and `logvar`, float32, (batch, height / 8, width / 8, 4). With a
+        codebook, `mean` is the code before the lookup, and `logvar` so small that every sample
+        equals the mean.
 
     Example:
 
@@ -54,7 +51,7 @@ class ImageEncoder(ArchitectureModel):
         inputs = keras.Input(
             (None, None, architecture.image_channels), name="images", dtype="float32"
         )
-        x = conv2d(architecture.channels[0], 3, "conv_in", **options)(inputs)
+        x = Conv2D(architecture.channels[0], 3, name="conv_in", **options)(inputs)
         for level, channels in enumerate(architecture.channels):
             for index in range(architecture.layers_per_level):
                 x = resnet(x, channels, architecture, options, f"down_{level}_resnet_{index}")
@@ -65,9 +62,9 @@ class ImageEncoder(ArchitectureModel):
         x = norm_out(middle(x, architecture, options), architecture, options)
         has_variance = architecture.codebook_size is None
         moments = architecture.latent_channels * (2 if has_variance else 1)
-        x = conv2d(moments, 3, "conv_out", **options)(x)
+        x = Conv2D(moments, 3, name="conv_out", **options)(x)
         if architecture.quant_conv:
-            x = conv2d(moments, 1, "quant_conv", **options)(x)
+            x = Conv2D(moments, 1, name="quant_conv", **options)(x)
         return inputs, LatentDistribution(
             architecture.latent_scale, architecture.latent_shift, has_variance, name="distribution"
         )(x)
@@ -79,7 +76,7 @@ class ImageEncoder(ArchitectureModel):
 
 @keras.saving.register_keras_serializable(package="kdiffusion")
 class LatentDistribution(keras.layers.Layer):
-    """Splits the encoder's moments and scales them: latents = (code - shift) * scale.
+    """The encoder's moments, split and scaled: latents = (code - shift) * scale.
 
     Args:
         scale: float, the latent scale; or a sequence of one for each channel.

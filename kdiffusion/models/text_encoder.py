@@ -3,28 +3,20 @@
 from __future__ import annotations
 
 import keras
-from keras import ops
 
 from kdiffusion.models.architectures import TextEncoderArchitecture
 from kdiffusion.models.base import ArchitectureModel
-from kdiffusion.models.layers.base import Block
-from kdiffusion.models.layers.clip import EncoderLayer
+from kdiffusion.models.layers.clip import EncoderLayer, EndOfText, TokenEmbedding
 from kdiffusion.models.layers.norms import LayerNorm
 
-_serializable = keras.saving.register_keras_serializable(package="kdiffusion")
 
-
-@_serializable
+@keras.saving.register_keras_serializable(package="kdiffusion")
 class TextEncoder(ArchitectureModel):
     """CLIP's text transformer (Radford et al. 2021), CLIP-L and OpenCLIP-H alike.
 
     Args:
         architecture: `TextEncoderArchitecture`, or a dictionary of its fields. Default: CLIP-L.
-        initialize: bool, `False` if weights are loaded next.
-        dtype: Keras dtype policy, or `None` for the global one.
-        name: str or `None`.
-        gradient_checkpointing: bool, whether training keeps only what goes into each layer, see
-            `ArchitectureModel`.
+        initialize, dtype, name, gradient_checkpointing: see `ArchitectureModel`.
 
     Call arguments:
         inputs: (batch, tokens) int32, at most `max_length` tokens.
@@ -89,71 +81,3 @@ class TextEncoder(ArchitectureModel):
         for index in range(self.architecture.depth - skip_layers):
             x = self.get_layer(f"layer_{index}")(x)
         return {**outputs, "context": self.get_layer("final_norm")(x)}
-
-
-@_serializable
-class TokenEmbedding(Block):
-    """Sum of a token's embedding and its position's.
-
-    Args:
-        vocabulary_size: int.
-        max_length: int, number of positions.
-        width: int.
-    """
-
-    def __init__(self, vocabulary_size, max_length, width, **kwargs):
-        super().__init__(**kwargs)
-        self.vocabulary_size = vocabulary_size
-        self.max_length = max_length
-        self.width = width
-
-    def build(self, inputs_shape):
-        self.token_embedding = self.add_weight(
-            shape=(self.vocabulary_size, self.width),
-            initializer=self.kernel_initializer,
-            name="token_embedding",
-        )
-        self.position_embedding = self.add_weight(
-            shape=(self.max_length, self.width),
-            initializer=self.kernel_initializer,
-            name="position_embedding",
-        )
-
-    def call(self, inputs):
-        tokens = ops.take(ops.convert_to_tensor(self.token_embedding), inputs, axis=0)
-        positions = self.position_embedding[: ops.shape(inputs)[1]]
-        return ops.cast(tokens, self.compute_dtype) + ops.cast(positions, self.compute_dtype)
-
-    def compute_output_spec(self, inputs):
-        return keras.KerasTensor((*inputs.shape, self.width), dtype=self.compute_dtype)
-
-    def get_config(self):
-        config = {
-            "vocabulary_size": self.vocabulary_size,
-            "max_length": self.max_length,
-            "width": self.width,
-        }
-        return {**super().get_config(), **config}
-
-
-@_serializable
-class EndOfText(keras.layers.Layer):
-    """The state of the first end token, CLIP's vector for the whole text.
-
-    Args:
-        end_id: int, id of the end token.
-    """
-
-    def __init__(self, end_id, **kwargs):
-        super().__init__(**kwargs)
-        self.end_id = end_id
-
-    def call(self, inputs, tokens):
-        position = ops.argmax(ops.cast(ops.equal(tokens, self.end_id), "int32"), axis=-1)
-        return ops.squeeze(ops.take_along_axis(inputs, position[:, None, None], axis=1), axis=1)
-
-    def compute_output_spec(self, inputs, tokens):
-        return keras.KerasTensor((inputs.shape[0], inputs.shape[-1]), dtype=self.compute_dtype)
-
-    def get_config(self):
-        return {**super().get_config(), "end_id": self.end_id}

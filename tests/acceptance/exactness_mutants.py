@@ -8,11 +8,11 @@ from unittest import mock
 
 from keras import ops
 
-from kdiffusion.models.layers import attention
+from kdiffusion.models import kernels
 from kdiffusion.models.layers.attention import SpatialTransformer
-from kdiffusion.models.layers.base import Downsample, TimeEmbedding
 from kdiffusion.models.layers.clip import EncoderLayer
 from kdiffusion.models.layers.norms import GroupNorm
+from kdiffusion.models.layers.residual import Downsample, TimeEmbedding
 
 
 @contextmanager
@@ -86,12 +86,12 @@ def attention_scale(factor):
     """Logits of attention that are too large or small."""
 
     def mutant(pipeline):
-        attend = attention.attend
+        attend = kernels.attend
 
         def scaled(query, *arguments, **options):
             return attend(query * factor, *arguments, **options)
 
-        return mock.patch.object(attention, "attend", scaled)
+        return mock.patch.object(kernels, "attend", scaled)
 
     return mutant
 

@@ -14,7 +14,7 @@ from kdiffusion.runtime import backend
 
 @pytest.fixture
 def kernel(monkeypatch):
-    """Stands in for the kernel: shapes it was called with, and a factor to be wrong by."""
+    """Stand in for the kernel: shapes it was called with, and a factor to be wrong by."""
     plain = ops.dot_product_attention
     state = {"calls": [], "factor": 1.0}
 
@@ -46,7 +46,7 @@ def inputs(dtype="bfloat16"):
     return [ops.convert_to_tensor(rng.normal(size=(2, n, 48)), dtype) for n in (10, 7)]
 
 
-def test_a_layer_draws_the_same_through_it(kernel):
+def test_a_layer_computes_the_same_through_it(kernel):
     plain = layer()
     plain.use_flash = False
     fast = layer()
@@ -57,7 +57,7 @@ def test_a_layer_draws_the_same_through_it(kernel):
     assert np.abs(ours - theirs).max() < 0.02 < np.abs(theirs).max()
 
 
-def test_a_wrong_kernel_is_told_and_not_used(kernel):
+def test_a_wrong_kernel_is_warned_of_and_not_used(kernel):
     kernel["factor"] = 1.2
     with pytest.warns(UserWarning, match="Flash attention is off: with heads of 24 in bfloat16"):
         assert not layer().use_flash

@@ -6,7 +6,9 @@ import pytest
 from keras import ops
 
 from kdiffusion.models.kernels import winograd
-from kdiffusion.models.layers.base import Convolution
+from kdiffusion.models.kernels.parts import Elementwise
+from kdiffusion.models.layers.base import Conv2D
+from kdiffusion.models.layers.norms import GroupNorm
 from kdiffusion.runtime import backend, processor, programs, tracing
 
 
@@ -19,7 +21,7 @@ def numbers(*shape):
 
 
 def convolved(x, kernel):
-    """In float64."""
+    """Convolve in float64."""
     padded = np.pad(x.astype(np.float64), ((0, 0), (1, 1), (1, 1), (0, 0)))
     height, width = x.shape[1:3]
     return sum(
@@ -39,7 +41,7 @@ def moved(x, scale, shift):
 
 @pytest.fixture(params=["one strip", "strips", "strips, kernel in turn", "tiles of 2x4"])
 def layer(request, monkeypatch):
-    """Any convolution goes through `winograd`, where the backend has it."""
+    """Return a layer that goes through `winograd`, where the backend has it."""
     if request.param != "one strip":
         for bound in ("_MAX_TILES", "_STRIP"):
             monkeypatch.setattr(winograd, bound, 1)
@@ -51,7 +53,7 @@ def layer(request, monkeypatch):
         monkeypatch.setattr(winograd, "_MAX_CHANNELS", 0)
     for bound in ("_WORTH_COMPILING", "_MIN_POSITIONS", "_MIN_CHANNELS"):
         monkeypatch.setattr(winograd, bound, 0)
-    return Convolution(5, 3, padding="same", data_format="channels_last")
+    return Conv2D(5, 3)
 
 
 @pytest.mark.parametrize("fused", [0, 2**17])
@@ -77,7 +79,7 @@ def test_bfloat16_is_rounded_once(layer):
     ]
     for result, inputs in (
         (winograd.convolve(x, kernel, bias), exact[0]),
-        (winograd.convolve(x, kernel, bias, moved, scale, shift), exact[3]),
+        (winograd.convolve(x, kernel, bias, Elementwise(moved, (scale, shift))), exact[3]),
     ):
         assert keras.backend.standardize_dtype(result.dtype) == "bfloat16"
         result = ops.convert_to_numpy(ops.cast(result, "float32"))
@@ -91,7 +93,7 @@ def test_what_comes_before_is_computed_in_strips_too(layer, batch, height, width
     scale, shift = numbers(batch, 1, 1, 8), 1.0 + numbers(8)
 
     def function(x, kernel, bias, scale, shift):
-        return winograd.convolve(x, kernel, bias, moved, scale, shift)
+        return winograd.convolve(x, kernel, bias, Elementwise(moved, (scale, shift)))
 
     arguments = x, kernel, bias, scale, shift
     result = programs.compile_function(function, jit_compile=False)(*arguments)
@@ -138,9 +140,7 @@ def test_layers_use_it_and_learn_from_the_plain_one(layer, monkeypatch):
     layer.build(x.shape)
     values, results = [numbers(3, 3, 4, 5), numbers(5)], []
     computed, genuine = [], winograd.convolve
-    monkeypatch.setattr(
-        winograd, "convolve", lambda *arrays: computed.append(arrays) or genuine(*arrays)
-    )
+    monkeypatch.setattr(winograd, "convolve", lambda *args: computed.append(args) or genuine(*args))
     for channels in (0, 5):
         monkeypatch.setattr(winograd, "_MIN_CHANNELS", channels)
         layer.set_weights(values)
@@ -153,6 +153,25 @@ def test_layers_use_it_and_learn_from_the_plain_one(layer, monkeypatch):
     assert len(computed) == winograd_is_here()
     for ours, expected in zip(*results):
         np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=1e-3)
+
+
+@pytest.mark.parametrize("channels", [0, 65])
+def test_a_normalization_before_it_is_computed_in_strips_too(layer, monkeypatch, channels):
+    """Convolve plainly where there are too few channels."""
+    monkeypatch.setattr(winograd, "_MIN_CHANNELS", channels)
+    norm, x = GroupNorm(4, activation="silu"), numbers(2, 7, 13, 8)
+    layer.build(x.shape)
+    norm.build(x.shape)
+    for variable in (*layer.weights, *norm.weights):
+        variable.assign(numbers(*variable.shape))
+    expected = ops.convert_to_numpy(layer(norm(x)))
+    prologues, genuine = [], winograd.convolve
+    monkeypatch.setattr(
+        winograd, "convolve", lambda *args: prologues.append(args[3:]) or genuine(*args)
+    )
+    result = programs.compile_function(lambda x: norm.then(layer, x), jit_compile=False)(x)
+    assert len([found for found in prologues if found]) == (channels == 0 and winograd_is_here())
+    np.testing.assert_allclose(ops.convert_to_numpy(result), expected, rtol=0, atol=2e-4)
 
 
 def test_a_kernel_learns_from_the_plain_one(layer):

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from keras import ops
 
+from kdiffusion.models import kernels
 from kdiffusion.models.architectures import DiffusionArchitecture
 from kdiffusion.models.diffusion_model import DiffusionModel
-from kdiffusion.models.layers import attention
 from kdiffusion.models.layers.norms import GroupNorm
 from kdiffusion.runtime import backend, cache_folder, graph_files, plain_graph
 from kdiffusion.runtime.programs import Program
@@ -263,7 +263,7 @@ def test_a_changed_method_has_no_identity():
 
 
 @pytest.mark.parametrize(
-    "place, name", [(attention, "attend"), (GroupNorm, "call"), (ops, "gelu")], ids=str
+    "place, name", [(kernels, "attend"), (GroupNorm, "call"), (ops, "gelu")], ids=str
 )
 def test_a_function_in_place_of_another_has_no_identity(monkeypatch, place, name):
     model, genuine = unet(), getattr(place, name)

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from keras import ops
 
-from kdiffusion.models.kernels import normalization, winograd
-from kdiffusion.models.layers.base import ResnetBlock
+from kdiffusion.models.kernels import convolution, winograd
+from kdiffusion.models.layers.residual import ResnetBlock
 from kdiffusion.runtime import backend, plain_graph, programs, tracing
 
 if backend.name() != "tensorflow" or backend.on_accelerator():
@@ -84,7 +84,7 @@ def test_what_comes_after_waits():
     assert [tensor.op.name for tensor in waiting.inputs] == ["weights"]
 
 
-@pytest.mark.parametrize("convolve", [winograd.convolve, normalization.convolve_doubled])
+@pytest.mark.parametrize("convolve", [winograd.convolve, convolution.convolve_doubled])
 def test_kernels_are_transformed_when_they_are_needed(convolve):
     run = tf.function(lambda x, kernel: convolve(x, kernel, ops.zeros(2)))
     graph = run.get_concrete_function(ops.ones((1, 4, 4, 2)), ops.ones((3, 3, 2, 2))).graph

@@ -1,4 +1,4 @@
-"""Flash attention where there is a kernel of it, and the check that it computes what it should."""
+"""Flash attention, where the backend has a kernel of it that computes what it should."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _TOLERANCES = {"bfloat16": 0.02, "float16": 0.0025}
 
 
 def attend(query, key, value):
-    """Scaled dot-product attention that keeps no attention weights (Dao et al. 2022).
+    """Compute scaled dot-product attention without keeping its weights (Dao et al. 2022).
 
     Args:
         query: tensor (batch, tokens, heads, head_dim), bfloat16 or float16.
@@ -30,9 +30,9 @@ def attend(query, key, value):
 
 @functools.cache
 def works(head_dim: int, dtype: str) -> bool:
-    """Whether `attend` may be used here: there is a kernel for such heads, and it is right.
+    """Return whether there is a kernel of flash attention for such heads, and it is right.
 
-    Asked when a layer is built, and answered by computing once with few tokens.
+    Computes once, with few tokens: ask when a layer is built, not while a function is traced.
 
     Args:
         head_dim: int, width of a head.
@@ -46,7 +46,7 @@ def works(head_dim: int, dtype: str) -> bool:
     try:
         outputs = attend(*inputs)
     except (ImportError, RuntimeError, ValueError):
-        # What Keras and JAX say of a head or a GPU that cuDNN has no kernel for.
+        # Keras's and JAX's errors for a head or a GPU that cuDNN has no kernel for.
         return False
     outputs, *inputs = (ops.convert_to_numpy(ops.cast(x, "float32")) for x in (outputs, *inputs))
     error = np.abs(outputs - _plain(*inputs)).max()
@@ -54,8 +54,8 @@ def works(head_dim: int, dtype: str) -> bool:
         return True
     warnings.warn(
         f"Flash attention is off: with heads of {head_dim} in {dtype} its result was wrong by "
-        f"{error:.2g}, expected at most {_TOLERANCES[dtype]}. Pictures are drawn with plain "
-        "attention, which is slower. Another version of JAX or cuDNN may mend it.",
+        f"{error:.2g}, expected at most {_TOLERANCES[dtype]}. Images are generated with "
+        "plain attention, which is slower. Try another version of JAX or cuDNN.",
         stacklevel=2,
     )
     return False

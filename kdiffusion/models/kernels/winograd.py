@@ -1,6 +1,6 @@
-"""3x3 convolution with a quarter of the multiplications: F(4x4, 3x3) of Lavin & Gray 2016.
+"""Winograd's 3x3 convolution, with a quarter of the multiplications (Lavin & Gray 2016).
 
-A tile of 4x4 outputs is made of 6x6 inputs. Both they and the kernel are polynomials of which the
+F(4x4, 3x3) makes a tile of 4x4 outputs of 6x6 inputs. Inputs and kernel are polynomials whose
 values at six points of each axis are multiplied: 36 products of each pair of channels take the
 place of 144. With the points 0, 5/8, -5/8, 3/2, -3/2 and infinity float32 results are off by 1.2e-6
 to 2e-6 (relative L2), where plain convolutions are off by 0.9e-6 to 1.9e-6 (TensorFlow with AVX512,
@@ -25,7 +25,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from kdiffusion.models.kernels import normalization
+from kdiffusion.models.kernels.parts import num_parts
 from kdiffusion.runtime import backend, processor, tracing
 
 # Positions, in all images of a batch, from which on transforming the kernel is repaid.
@@ -45,7 +45,7 @@ _MAX_CHANNELS = 640
 
 
 class _Axis(NamedTuple):
-    """The F(size, 3) of one axis, Lavin & Gray's Bᵀ, G and Aᵀ.
+    """F(size, 3) of one axis: Lavin & Gray's Bᵀ, G and Aᵀ.
 
     Args:
         size: int, outputs of a tile.
@@ -61,7 +61,7 @@ class _Axis(NamedTuple):
 
 
 def _axis(points):
-    """The `_Axis` of 0, of pairs of such points (Cook & Toom) and of infinity, which is the last.
+    """Return the `_Axis` of 0, of pairs of points and of infinity, the last (Cook & Toom).
 
     The divisor of the products at 0 is left to the inputs, so the kernel's value there is a weight.
     """
@@ -76,12 +76,12 @@ def _axis(points):
     return _Axis(size, inputs, weights, outputs)
 
 
-# By their numbers of outputs.
+# By the number of outputs.
 _AXES = {2: _axis((0.0, 1.0, -1.0)), 4: _axis((0.0, 0.625, -0.625, 1.5, -1.5))}
 
 
 def pays(x, kernel):
-    """Whether this is faster than the plain convolution, as far as the shapes are known.
+    """Return whether this is known to be faster than the plain convolution.
 
     XLA multiplies batches of matrices too slowly on a CPU for any gain under JAX.
 
@@ -102,33 +102,33 @@ def pays(x, kernel):
     )
 
 
-def convolve(x, kernel, bias, finish=None, *values):
-    """3x3 convolution of stride 1 that keeps the size.
+def convolve(x, kernel, bias=None, prologue=None):
+    """Convolve 3x3, with a stride of 1 and keeping the size.
 
     Args:
         x: (batch, height, width, channels).
         kernel: (3, 3, channels, filters).
-        bias: (filters,).
-        finish: elementwise function `(x, *values) -> x`, at the top level of a module, that is
-            applied before, strip by strip, or `None`.
-        values: tensors, its other arguments.
+        bias: (filters,), or `None`.
+        prologue: `Elementwise` that x goes through first, strip by strip, or `None`.
 
     Returns:
         (batch, height, width, filters).
     """
+    function, values = prologue or (None, ())
+    bias = ops.zeros(kernel.shape[-1], x.dtype) if bias is None else bias
 
     def plain(x, kernel, bias, *values):
-        finished = finish(x, *values) if finish else x
-        return ops.conv(finished, kernel, padding="same", data_format="channels_last") + bias
+        x = x if function is None else function(x, *values)
+        return ops.conv(x, kernel, padding="same", data_format="channels_last") + bias
 
     def fast(x, kernel, bias, *values):
-        return _convolve(x, kernel, bias, finish, *values)
+        return _convolve(x, kernel, bias, function, *values)
 
     # By gradients of its own it would have to keep three feature maps for each.
     return backend.with_gradient_of(plain, fast)(x, kernel, bias, *values)
 
 
-def _convolve(x, kernel, bias, finish=None, *values):
+def _convolve(x, kernel, bias, function, *values):
     batch, height, width, channels = x.shape
     filters = kernel.shape[-1]
     axes = _AXES[_size_of_rows(channels)], _AXES[4]
@@ -145,7 +145,7 @@ def _convolve(x, kernel, bias, finish=None, *values):
     surround = tracing.fuse(_surround)
     if strips == 1:
         rows = (1, 1 + high - height)
-        strip = surround(x, None, rows, sides, finish, *values)
+        strip = surround(x, None, rows, sides, function, *values)
         result = _convolve_strip(strip, multiply, bias, size)
     else:
         rows = high // strips
@@ -154,7 +154,7 @@ def _convolve(x, kernel, bias, finish=None, *values):
             places = rows * i + ops.arange(-1, rows + 1)
             inside = ops.cast(places == ops.clip(places, 0, height - 1), "float32")
             strip = ops.take(x, ops.clip(places, 0, height - 1), axis=1)
-            strip = surround(strip, inside, (0, 0), sides, finish, *values)
+            strip = surround(strip, inside, (0, 0), sides, function, *values)
             return _convolve_strip(strip, multiply, bias, size)
 
         shape = (batch, rows, wide, filters)
@@ -164,14 +164,14 @@ def _convolve(x, kernel, bias, finish=None, *values):
 
 
 def _size_of_rows(channels):
-    """Rows of outputs of a tile; columns are four."""
+    """Return the rows of outputs of a tile; columns are four."""
     return 2 if channels > _MAX_CHANNELS and "avx512f" in processor.flags() else 4
 
 
-def _surround(x, inside, rows, columns, finish, *values):
-    """Rows of a feature map, finished, with zeros around and where they are not inside of it."""
-    if finish is not None:
-        x = finish(x, *values)
+def _surround(x, inside, rows, columns, function, *values):
+    """Apply a function to rows, and set to zero whatever is around the map."""
+    if function is not None:
+        x = function(x, *values)
     x = ops.cast(x, "float32")
     if inside is not None:
         x = x * inside[:, None, None]
@@ -179,14 +179,12 @@ def _surround(x, inside, rows, columns, finish, *values):
 
 
 def _num_strips(size, tiles_high):
-    """How many equal parts the rows of tiles are split into."""
-    if size <= _MAX_TILES:
-        return 1
-    return normalization.least_divisor(tiles_high, -(-size // _STRIP))
+    """Return the number of equal parts that the rows of tiles are split into."""
+    return 1 if size <= _MAX_TILES else num_parts(tiles_high, size, _STRIP)
 
 
 def _convolve_strip(padded, multiply, bias, size):
-    """`padded` has a row and a column more on every side than tiles of outputs."""
+    """Convolve a strip of rows, with a row and a column of others on every side."""
     batch, height, width, _ = padded.shape
     products = multiply(tracing.fuse(_transform_input)(padded, size))
     shape = (*products.shape[:2], batch, (height - 2) // size, (width - 2) // 4, -1)
@@ -194,7 +192,7 @@ def _convolve_strip(padded, multiply, bias, size):
 
 
 def _multiplication(kernel, rows, columns, in_turn):
-    """The function that multiplies the values of tiles by those of a kernel, G g Gᵀ.
+    """Return the function that multiplies the values of tiles by those of a kernel, G g Gᵀ.
 
     Args:
         kernel: (3, 3, channels, filters).
@@ -231,28 +229,28 @@ def _multiplication(kernel, rows, columns, in_turn):
 
 
 def _combined(weights, kernel):
-    """A kernel's rows as the first of weights combines them, or the first two, in one reading."""
+    """Combine a kernel's rows by the first of weights, or the first two, in one reading."""
     if np.count_nonzero(weights[0]) == 1:
         return [kernel[np.argmax(weights[0])]]
     return list(ops.unstack(ops.matmul(weights[:2], ops.reshape(kernel, (3, -1)))))
 
 
 def _transform_input(padded, size):
-    """Bᵀ d B of each tile: (batch, height, width, channels) → (points, 6, tiles, channels)."""
+    """Return Bᵀ d B of tiles: (batch, height, width, channels) → (points, 6, tiles, channels)."""
     rows = ops.stack(_sums(_AXES[size].inputs, _steps(padded, size, axis=1)))
     values = ops.stack(_sums(_AXES[4].inputs, _steps(rows, 4, axis=3)), axis=1)
     return ops.reshape(values, (size + 2, 6, -1, padded.shape[-1]))
 
 
 def _steps(x, size, axis):
-    """The first to the last place of all tiles along an axis."""
+    """Return the first to the last place of all tiles along an axis."""
     length = x.shape[axis] - size - 1
     before = (slice(None),) * axis
     return [x[(*before, slice(i, i + length, size))] for i in range(size + 2)]
 
 
 def _transform_products(products, bias):
-    """Aᵀ m A: (points, 6, batch, rows, columns, filters) → (batch, height, width, filters)."""
+    """Return Aᵀ m A: (points, 6, batch, rows, columns, filters) → the map of outputs."""
     points, _, batch, rows, columns, filters = products.shape
     axis = _AXES[points - 2]
     # As a matrix product it takes XLA half as long to compile as sums of both axes.
@@ -267,7 +265,7 @@ def _transform_products(products, bias):
 
 
 def _sums(matrix, terms):
-    """Rows of a matrix times tensors, without the zeros."""
+    """Return the rows of a matrix times tensors, leaving out zeros."""
     # Half the operations of a graph would be constants, if each product had its own.
     weights = {weight: ops.convert_to_tensor(weight, "float32") for weight in np.unique(matrix)}
 

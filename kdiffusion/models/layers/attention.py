@@ -1,106 +1,19 @@
-"""Attention layers: of the text encoder, of the autoencoder's middle, of the U-Net."""
+"""Attention layers and the transformers of the U-Net."""
 
 from __future__ import annotations
-
-import math
 
 import keras
 from keras import ops
 
-from kdiffusion.models.kernels import flash, normalization
-from kdiffusion.models.layers.base import Block, add, repeat_rows
-from kdiffusion.runtime import backend, tracing
+from kdiffusion.models import kernels
+from kdiffusion.models.layers.base import Layer, add, repeat_rows
+from kdiffusion.runtime import tracing
 
 _serializable = keras.saving.register_keras_serializable(package="kdiffusion")
 
-# Large enough that exp underflows to zero, finite so that no row of a softmax can be NaN.
-_MASKED = -1e9
-
-
-# Bytes of attention weights that are computed at a time. Above, queries go through in chunks: a
-# guided step of SD 1.5 at 512 x 512 pixels would need a gibibyte for them. Larger are no faster.
-_MAX_LOGITS = 2**26
-
-
-def attend(query, key, value, num_heads, causal=False, use_flash=False, keep=True):
-    """Scaled dot-product attention with the softmax in float32 (Vaswani et al. 2017, eq. 1).
-
-    Large feature maps are attended to in chunks of queries, which changes memory, not numbers.
-
-    Args:
-        query: tensor (batch, tokens, num_heads * head_dim).
-        key: tensor (batch, source tokens, num_heads * head_dim).
-        value: tensor like `key`.
-        num_heads: int.
-        causal: bool, whether a token sees only itself and those before it.
-        use_flash: bool, whether to go through `flash.attend`, never with `causal`.
-        keep: bool, whether the weights of chunks are kept for gradients, or computed once more.
-
-    Returns:
-        Tensor like `query`.
-    """
-    if use_flash:
-        x = flash.attend(*(_by_heads(x, num_heads) for x in (query, key, value)))
-        return ops.reshape(x, ops.shape(query))
-    if backend.prefers_float32(query.dtype):
-        dtype = query.dtype
-        query, key, value = (ops.cast(x, "float32") for x in (query, key, value))
-        return ops.cast(attend(query, key, value, num_heads, causal, use_flash, keep), dtype)
-    query, value = _split_heads(query, num_heads), _split_heads(value, num_heads)
-    # (batch, heads, head_dim, tokens) at once, not in every chunk.
-    key = ops.transpose(_by_heads(key, num_heads), (0, 2, 3, 1))
-    query = query * query.shape[-1] ** -0.5
-    chunks = 1 if causal else _num_chunks(query, key)
-    if chunks == 1:
-        return _merge_heads(_attend(query, key, value, causal))
-    batch, num_heads, tokens, head_dim = query.shape
-    query = ops.reshape(query, (batch, num_heads, chunks, tokens // chunks, head_dim))
-    attend_to = _attend if keep else backend.checkpoint(_attend, ())
-    outputs = tracing.map_in_turn(
-        lambda chunk: attend_to(chunk, key, value),
-        ops.moveaxis(query, 2, 0),
-        (batch, num_heads, tokens // chunks, value.shape[-1]),
-        value.dtype,
-    )
-    outputs = ops.reshape(ops.moveaxis(outputs, 0, 2), (batch, num_heads, tokens, value.shape[-1]))
-    return _merge_heads(outputs)
-
-
-def _num_chunks(query, key):
-    """How many equal parts the queries are split into; 1 where the shapes are not known yet."""
-    sizes = (*query.shape[:3], key.shape[3])
-    if None in sizes:
-        return 1
-    return normalization.least_divisor(sizes[2], -(-math.prod(sizes) * 4 // _MAX_LOGITS))
-
-
-def _attend(query, key, value, causal=False):
-    if keras.backend.standardize_dtype(query.dtype) == "float16":
-        # Logits of SD 2.1 exceed float16's range.
-        query, key = ops.cast(query, "float32"), ops.cast(key, "float32")
-    logits = ops.matmul(query, key)
-    if causal:
-        tokens = ops.arange(ops.shape(logits)[-1])
-        logits = ops.where(tokens[:, None] >= tokens[None, :], logits, _MASKED)
-    return ops.matmul(ops.cast(normalization.softmax(logits), value.dtype), value)
-
-
-def _by_heads(x, num_heads):
-    batch, tokens, width = ops.shape(x)
-    return ops.reshape(x, (batch, tokens, num_heads, width // num_heads))
-
-
-def _split_heads(x, num_heads):
-    return ops.swapaxes(_by_heads(x, num_heads), 1, 2)
-
-
-def _merge_heads(x):
-    batch, num_heads, tokens, head_dim = ops.shape(x)
-    return ops.reshape(ops.swapaxes(x, 1, 2), (batch, tokens, num_heads * head_dim))
-
 
 @_serializable
-class Attention(Block):
+class Attention(Layer):
     """Multi-head attention; self-attention without a second input, cross-attention with one.
 
     Args:
@@ -128,17 +41,22 @@ class Attention(Block):
         self.out = self.dense(self.width, "out")
         self.out.build((*inputs_shape[:-1], self.width))
         head_dim = self.width // self.num_heads
-        self.use_flash = not self.causal and flash.works(head_dim, self.compute_dtype)
+        self.use_flash = not self.causal and kernels.has_flash_attention(
+            head_dim, self.compute_dtype
+        )
 
     def call(self, inputs, context=None):
         source = inputs if context is None else context
         query = repeat_rows(self.query(inputs), source)
         key, value = self.key(source), self.value(source)
-        # With gradient checkpointing nothing is kept that large, also while a block is computed
-        # once more.
-        keep = self._remat_mode is None
-        x = attend(query, key, value, self.num_heads, self.causal, self.use_flash, keep)
-        return self.out(x)
+        # With gradient checkpointing weights are not kept while a block is computed once more
+        # either.
+        rematerialize = self._remat_mode is not None
+        return self.out(
+            kernels.attend(
+                query, key, value, self.num_heads, self.causal, self.use_flash, rematerialize
+            )
+        )
 
     def compute_output_shape(self, inputs_shape, context_shape=None):
         return (*inputs_shape[:-1], self.width)
@@ -154,7 +72,7 @@ class Attention(Block):
 
 
 @_serializable
-class SpatialAttention(Block):
+class SpatialAttention(Layer):
     """Single-head attention over all positions of a feature map (autoencoder's middle block).
 
     Args:
@@ -176,8 +94,8 @@ class SpatialAttention(Block):
 
     def call(self, inputs):
         x = flatten_positions(self.norm(inputs))
-        x = self.out(attend(self.query(x), self.key(x), self.value(x), num_heads=1))
-        return inputs + ops.reshape(x, ops.shape(inputs))
+        x = kernels.attend(self.query(x), self.key(x), self.value(x), num_heads=1)
+        return inputs + ops.reshape(self.out(x), ops.shape(inputs))
 
     def compute_output_shape(self, inputs_shape):
         return inputs_shape
@@ -187,13 +105,13 @@ class SpatialAttention(Block):
 
 
 def flatten_positions(x):
-    """(batch, height, width, channels) → (batch, height * width, channels)."""
+    """Reshape (batch, height, width, channels) to (batch, height * width, channels)."""
     batch, height, width, channels = ops.shape(x)
     return ops.reshape(x, (batch, height * width, channels))
 
 
 @_serializable
-class FeedForward(Block):
+class FeedForward(Layer):
     """Gated feed-forward layer: value * GELU(gate), exact GELU (Shazeer 2020, GEGLU).
 
     Args:
@@ -211,7 +129,7 @@ class FeedForward(Block):
         self.out.build((*inputs_shape[:-1], 4 * self.width))
 
     def call(self, inputs):
-        return self.out(normalization.gated_gelu(self.proj(inputs)))
+        return self.out(kernels.gated_gelu(self.proj(inputs)))
 
     def compute_output_shape(self, inputs_shape):
         return inputs_shape
@@ -221,7 +139,7 @@ class FeedForward(Block):
 
 
 @_serializable
-class TransformerBlock(Block):
+class TransformerBlock(Layer):
     """Self-attention, cross-attention to the text, feed-forward, each with a residual.
 
     Without a second input the cross-attention attends to its own tokens, as in the original
@@ -238,7 +156,7 @@ class TransformerBlock(Block):
         self.num_heads = num_heads
 
     def build(self, inputs_shape, context_shape=None):
-        options = {"kernel_initializer": self.kernel_initializer, "dtype": self.dtype_policy}
+        options = self._options()
         for name in ("norm1", "norm2", "norm3"):
             norm = self.layer_norm(name)
             norm.build(inputs_shape)
@@ -264,7 +182,7 @@ class TransformerBlock(Block):
 
 
 @_serializable
-class SpatialTransformer(Block):
+class SpatialTransformer(Layer):
     """Transformer over the positions of a feature map, attending to the text if there is one.
 
     Args:
@@ -289,11 +207,7 @@ class SpatialTransformer(Block):
         self.blocks = []
         for index in range(self.depth):
             block = TransformerBlock(
-                channels,
-                self.num_heads,
-                kernel_initializer=self.kernel_initializer,
-                dtype=self.dtype_policy,
-                name=f"block_{index}",
+                channels, self.num_heads, name=f"block_{index}", **self._options()
             )
             block.build(tokens_shape, context_shape)
             self.blocks.append(block)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from kdiffusion.models.layers.attention import SpatialAttention
-from kdiffusion.models.layers.base import ResnetBlock
 from kdiffusion.models.layers.norms import GroupNorm
+from kdiffusion.models.layers.residual import ResnetBlock
 
 # Every group normalization of the autoencoder; the original implementation's value, ten times
 # smaller than the U-Net's.
@@ -12,12 +12,12 @@ EPSILON = 1e-6
 
 
 def resnet(x, channels, architecture, options, name):
-    """A residual block without time embedding."""
+    """Apply a residual block without time embedding."""
     return ResnetBlock(channels, architecture.num_groups, EPSILON, name=name, **options)(x)
 
 
 def middle(x, architecture, options):
-    """Residual block, attention over all positions, residual block."""
+    """Apply a residual block, attention over all positions, and a residual block."""
     channels = architecture.channels[-1]
     x = resnet(x, channels, architecture, options, "mid_resnet_0")
     if architecture.mid_attention:
@@ -26,14 +26,14 @@ def middle(x, architecture, options):
 
 
 def blocks(way, architecture):
-    """Names of the layers that gradient checkpointing computes twice, see `ArchitectureModel`."""
+    """Return the names of the layers that gradient checkpointing computes twice."""
     levels, layers = len(architecture.channels), architecture.layers_per_level + 1
     names = [f"{way}_{level}_resnet_{i}" for level in range(levels) for i in range(layers)]
     return [*names, "mid_resnet_0", "mid_attention", "mid_resnet_1"]
 
 
 def norm_out(x, architecture, options):
-    """The last normalization with its activation."""
+    """Apply the last normalization and its activation."""
     norm = GroupNorm(
         architecture.num_groups, EPSILON, "silu", dtype=options["dtype"], name="norm_out"
     )

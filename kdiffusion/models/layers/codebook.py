@@ -5,15 +5,15 @@ from __future__ import annotations
 import keras
 from keras import ops
 
-from kdiffusion.models.layers.base import Block, Uninitialized
+from kdiffusion.models.layers.base import Layer, Uninitialized
 
 
 @keras.saving.register_keras_serializable(package="kdiffusion")
-class Codebook(Block):
-    """Replaces each vector by the nearest of a learned codebook (van den Oord et al. 2017, eq. 2).
+class Codebook(Layer):
+    """Nearest vector of a learned codebook in the place of each (van den Oord et al. 2017, eq. 2).
 
-    Nothing flows back through the choice; see `training.trainers.quantizer` for how it is
-    trained. Distances are float32 whatever the dtype policy.
+    The choice has no gradient; `training.trainers.quantizer` trains the vectors. Distances are
+    float32 whatever the dtype policy.
 
     Args:
         size: int, number of vectors.
@@ -42,7 +42,7 @@ class Codebook(Block):
         )
 
     def nearest(self, codes):
-        """The places in the codebook of the nearest vectors: (batch, height, width) int32."""
+        """Return the indices of the nearest vectors, (batch, height, width) int32."""
         codes, vectors = ops.cast(codes, "float32"), ops.cast(self.embedding, "float32")
         # |c - v|^2 without |c|^2, which is the same for every vector.
         distances = ops.sum(ops.square(vectors), axis=-1) - 2.0 * ops.matmul(
@@ -50,9 +50,9 @@ class Codebook(Block):
         )
         return ops.cast(ops.argmin(distances, axis=-1), "int32")
 
-    def vectors(self, places):
-        """The vectors at places of the codebook: (batch, height, width, channels) float32."""
-        return ops.cast(ops.take(self.embedding, places, axis=0), "float32")
+    def vectors(self, indices):
+        """Return vectors by their indices, (batch, height, width, channels) float32."""
+        return ops.cast(ops.take(self.embedding, indices, axis=0), "float32")
 
     def call(self, codes):
         return ops.cast(self.vectors(self.nearest(codes)), self.compute_dtype)

@@ -1,12 +1,11 @@
-"""Normalization layers, computed in float32 whatever the dtype policy, as one kernel each."""
+"""Normalization layers, computed in float32 whatever the dtype policy."""
 
 from __future__ import annotations
 
 import keras
 from keras import ops
 
-from kdiffusion.models.kernels import normalization as kernels
-from kdiffusion.models.kernels import winograd
+from kdiffusion.models import kernels
 
 _serializable = keras.saving.register_keras_serializable(package="kdiffusion")
 
@@ -47,13 +46,15 @@ class GroupNorm(keras.layers.Layer):
         x = ops.cast(inputs, self.compute_dtype)
         return kernels.normalize(x, *self._settings())
 
-    def before(self, convolution, inputs):
-        """`convolution(self(inputs))`, without the normalized map where that takes it in strips."""
-        kernel, bias = map(ops.convert_to_tensor, convolution.weights)
-        if not winograd.pays(inputs, kernel):
-            return convolution(self(inputs))
-        normalization = kernels.normalization(inputs, *self._settings())
-        return winograd.convolve(inputs, kernel, bias, *normalization)
+    def then(self, convolution, inputs):
+        """Compute `convolution(self(inputs))`, without the map in between where that is faster.
+
+        Args:
+            convolution: `Conv2D` of stride 1 that keeps the size.
+            inputs: (batch, height, width, channels).
+        """
+        normalizer = kernels.normalizer(inputs, *self._settings())
+        return kernels.convolve(inputs, convolution.kernel, convolution.bias, prologue=normalizer)
 
     def _settings(self):
         gamma, beta = ops.cast(self.gamma, "float32"), ops.cast(self.beta, "float32")
@@ -75,7 +76,7 @@ class GroupNorm(keras.layers.Layer):
 
 @_serializable
 class LayerNorm(keras.layers.LayerNormalization):
-    """Keras's layer normalization of the last axis, with scale and shift, as one kernel."""
+    """Keras's layer normalization of the last axis, with scale and shift, in one pass."""
 
     def call(self, inputs):
         gamma, beta = ops.cast(self.gamma, "float32"), ops.cast(self.beta, "float32")

@@ -10,7 +10,7 @@ import keras
 from keras import ops
 
 from kdiffusion.models.base import ArchitectureModel
-from kdiffusion.models.layers.base import Uninitialized, conv2d
+from kdiffusion.models.layers.base import Conv2D, Uninitialized
 from kdiffusion.runtime import backend
 
 _serializable = keras.saving.register_keras_serializable(package="kdiffusion")
@@ -86,10 +86,10 @@ def _conv(x, filters, strides, name, options, use_bias=True):
     pad = keras.layers.ZeroPadding2D(
         1, data_format="channels_last", name=f"{name}_pad", dtype=options["dtype"]
     )
-    convolution = conv2d(
+    convolution = Conv2D(
         filters,
         4,
-        name,
+        name=name,
         strides=strides,
         padding="valid",
         use_bias=use_bias,

@@ -12,7 +12,7 @@ from keras import ops
 
 from kdiffusion import records
 from kdiffusion.models.base import ArchitectureModel
-from kdiffusion.models.layers.base import conv2d
+from kdiffusion.models.layers.base import Conv2D
 from kdiffusion.weights import variables
 
 _serializable = keras.saving.register_keras_serializable(package="kdiffusion")
@@ -74,7 +74,8 @@ class Features(ArchitectureModel):
                     2, data_format="channels_last", name=f"pool_{level}", dtype=options["dtype"]
                 )(x)
             for index in range(architecture.layers_per_level[level]):
-                x = conv2d(width, 3, f"conv_{level}_{index}", activation="relu", **options)(x)
+                name = f"conv_{level}_{index}"
+                x = Conv2D(width, 3, name=name, activation="relu", **options)(x)
             outputs.append(x)
         return inputs, outputs
 
