@@ -1,1 +1,1 @@
-"""The four networks of Stable Diffusion as Keras models."""
+"""The five networks of latent diffusion as Keras models, their layers and kernels."""

@@ -44,17 +44,17 @@ class ImageTowerArchitecture:
     """CLIP's vision transformer (Radford et al. 2021, section 2.4).
 
     Args:
-        image_size: int, height and width of a picture, in pixels.
+        image_size: int, height and width of an image, in pixels.
         patch_size: int, height and width of a patch, in pixels.
-        image_channels: int, channels of a picture.
+        image_channels: int, channels of an image.
         width: int, width of the token states.
         depth: int, number of transformer layers.
         num_heads: int, attention heads a layer.
         mlp_width: int, width of the hidden layer of each MLP.
         activation: `"quick_gelu"` (CLIP) or `"gelu"` (exact, OpenCLIP).
         epsilon: float, epsilon of every layer normalization.
-        projection_width: int, width of the projected vector of a picture.
-        mean: tuple of float, subtracted from pictures in [0, 1], one for each channel. Default:
+        projection_width: int, width of the projected vector of an image.
+        mean: tuple of float, subtracted from images in [0, 1], one for each channel. Default:
             CLIP's.
         std: tuple of float, the divisors that follow.
     """
@@ -81,7 +81,7 @@ class ImageTowerArchitecture:
             if len(getattr(self, name)) != self.image_channels:
                 raise ValueError(
                     f"`{name}` needs one value for each of the {self.image_channels} channels of "
-                    f"a picture. Received: {name}={getattr(self, name)}"
+                    f"an image. Received: {name}={getattr(self, name)}"
                 )
         if min(self.std) <= 0:
             raise ValueError(f"`std` must be positive. Received: std={self.std}")
@@ -89,10 +89,10 @@ class ImageTowerArchitecture:
 
 @dataclass(frozen=True)
 class AutoencoderArchitecture:
-    """The autoencoder between pictures and latents (Rombach et al. 2022, section 3.1).
+    """The autoencoder between images and latents (Rombach et al. 2022, section 3.1).
 
     Args:
-        image_channels: int, channels of a picture.
+        image_channels: int, channels of an image.
         latent_channels: int, channels of the latents.
         channels: tuple of int, width of each level, finest first.
         layers_per_level: int, residual blocks a level of the encoder (the decoder has one more).
@@ -103,7 +103,7 @@ class AutoencoderArchitecture:
         mid_attention: bool, whether the middle block attends.
         quant_conv: bool, whether a 1x1 convolution ends the encoder.
         post_quant_conv: bool, whether a 1x1 convolution starts the decoder.
-        codebook_size: int, vectors in the codebook that the decoder looks up the nearest of (van
+        codebook_size: int, vectors of the codebook, of which the decoder looks up the nearest (van
             den Oord et al. 2017); `None` for an autoencoder with a KL penalty instead.
     """
 
@@ -137,7 +137,7 @@ class AutoencoderArchitecture:
 
     @property
     def downsampling(self) -> int:
-        """Pixels along one side of a latent cell."""
+        """Return the number of pixels along one side of a latent cell."""
         return 2 ** (len(self.channels) - 1)
 
 
@@ -156,7 +156,7 @@ class DiffusionArchitecture:
         num_heads: tuple of int, attention heads at each level (a count, not a width).
         context_width: int, width of the text states; `None` if there is no text, and all attention
             is to the feature map itself.
-        num_classes: int or `None`, number of classes that a picture may be asked of; their
+        num_classes: int or `None`, number of classes that an image may be generated of; their
             embedding is added to that of the timestep, and one more stands for no class.
         linear_projection: bool, whether checkpoints store the transformers' projections as linear
             layers (SD 2.x) or as 1x1 convolutions (SD 1.x); the arithmetic is the same.
@@ -216,7 +216,7 @@ def _freeze_tuples(record, *names):
 
 
 def _per_channel(record, name, channels) -> tuple[float, ...]:
-    """The values of a field that is a number, or a tuple of one for each channel."""
+    """Check a field that is a number or a tuple of one for each channel; return its values."""
     value = getattr(record, name)
     is_number = not isinstance(value, (list, tuple))
     values = tuple(float(number) for number in ((value,) * channels if is_number else value))

@@ -1,4 +1,4 @@
-"""What the four models share: a functional graph inside a `keras.Model`, made from a record."""
+"""The base class of the networks: a functional graph in a `keras.Model`, made from a record."""
 
 from __future__ import annotations
 
@@ -18,14 +18,15 @@ class ArchitectureModel(keras.Model):
     model.
 
     Args:
-        architecture: record of `kdiffusion.weights.presets`, or a dictionary of its fields.
+        architecture: record of `kdiffusion.models.architectures`, a dictionary of its fields, or
+            `None` for the record's defaults.
         initialize: bool. `False` leaves the kernels unwritten, which makes building fast when
-            weights are loaded next. It is no part of the architecture, so not of `get_config`.
+            weights are loaded next. It is not part of `get_config`.
         dtype: Keras dtype policy, or `None` for the global one.
         name: str or `None`.
-        gradient_checkpointing: bool, whether training keeps only what goes into each of the
-            `blocks` and computes what is inside once more for the gradients (Chen et al. 2016):
-            less memory, more time, the same numbers. It is no part of the architecture either.
+        gradient_checkpointing: bool, whether training keeps only the inputs of each of the
+            `blocks` and computes the blocks once more for the gradients (Chen et al. 2016): less
+            memory, more time, the same numbers. It is not part of `get_config`.
     """
 
     architecture_class: type
@@ -70,26 +71,26 @@ class ArchitectureModel(keras.Model):
 
     @staticmethod
     def graph(architecture, options):
-        """Symbolic inputs and outputs of the network.
+        """Build the network of symbolic tensors.
 
         Args:
             architecture: the record.
             options: dict, keyword arguments that every layer with kernels takes.
 
         Returns:
-            Dictionary of `keras.Input`s and the symbolic outputs.
+            The `keras.Input`, or a dictionary of several, and the symbolic outputs.
         """
         raise NotImplementedError
 
     @staticmethod
     def blocks(architecture):
-        """Names of the layers that gradient checkpointing computes twice; more do no harm.
+        """Return the names of the layers that gradient checkpointing computes twice.
 
         Args:
             architecture: the record.
 
         Returns:
-            List of str, empty if the model is not worth it.
+            List of str, empty if the model is not worth it. Names without a layer do no harm.
         """
         return []
 
