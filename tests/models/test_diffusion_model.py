@@ -1,6 +1,7 @@
 """The U-Net: its inputs, any size, and what is computed once for several of them."""
 
 import dataclasses
+import functools
 
 import keras
 import numpy as np
@@ -15,9 +16,15 @@ from kdiffusion.models.layers.residual import ResnetBlock
 from kdiffusion.runtime import backend
 
 
+@functools.cache
+def network(architecture):
+    """Build a network that no test changes."""
+    return DiffusionModel(architecture)
+
+
 @pytest.mark.parametrize("height, width", [(8, 8), (7, 5), (1, 3)])
 def test_the_unet_takes_any_height_and_width(height, width):
-    model = DiffusionModel(UNET)
+    model = network(UNET)
     assert call(model, unet_inputs(height, width)).shape == (2, height, width, 4)
 
 
@@ -27,7 +34,7 @@ def test_the_unet_takes_any_height_and_width(height, width):
     ids=["text first", "text below", "classes"],
 )
 def test_several_texts_denoise_the_same_latents(monkeypatch, architecture):
-    model = DiffusionModel(architecture)
+    model = network(architecture)
     inputs = label_inputs() if architecture.num_classes else unet_inputs()
     for name in {"context", "label"} & inputs.keys():
         value = inputs[name]
@@ -59,18 +66,18 @@ def test_several_texts_denoise_the_same_latents(monkeypatch, architecture):
 )
 def test_an_architecture_names_the_inputs_of_its_network(architecture, names):
     assert architecture.inputs == names
-    assert sorted(DiffusionModel(architecture).input) == sorted([*names, "latents", "timestep"])
+    assert sorted(network(architecture).input) == sorted([*names, "latents", "timestep"])
 
 
 def test_an_inpainting_unet_has_more_inputs_than_outputs():
     architecture = dataclasses.replace(UNET, in_channels=9)
     assert (architecture.conditioning_channels, UNET.conditioning_channels) == (5, 0)
-    model = DiffusionModel(architecture)
+    model = network(architecture)
     assert call(model, unet_inputs(channels=9)).shape == (2, 6, 10, 4)
 
 
 def test_the_unet_depends_on_each_of_its_inputs():
-    model = DiffusionModel(UNET)
+    model = network(UNET)
     inputs = unet_inputs()
     before = call(model, inputs)
     for name, value in inputs.items():
@@ -79,7 +86,7 @@ def test_the_unet_depends_on_each_of_its_inputs():
 
 
 def test_an_unconditional_unet_is_given_latents_and_timestep_alone():
-    model = DiffusionModel(UNCONDITIONAL)
+    model = network(UNCONDITIONAL)
     assert sorted(model.input) == ["latents", "timestep"]
     inputs = label_inputs()
     del inputs["label"]
@@ -87,7 +94,7 @@ def test_an_unconditional_unet_is_given_latents_and_timestep_alone():
 
 
 def test_every_label_gives_another_image():
-    model = DiffusionModel(OF_CLASSES)
+    model = network(OF_CLASSES)
     inputs = {name: np.repeat(value[:1], 6, axis=0) for name, value in label_inputs().items()}
     inputs["label"] = np.arange(6, dtype="int32")
     outputs = call(model, inputs).reshape(6, -1)
@@ -118,7 +125,7 @@ def test_timesteps_next_to_each_other_differ_in_bfloat16():
 @pytest.mark.parametrize("architecture", [UNET, OF_CLASSES], ids=["text", "classes"])
 def test_gradient_checkpointing_changes_no_number(architecture):
     inputs = label_inputs() if architecture.num_classes else unet_inputs()
-    plain = DiffusionModel(architecture)
+    plain = network(architecture)
     checkpointed = DiffusionModel(architecture, gradient_checkpointing=True)
     checkpointed.set_weights(plain.get_weights())
     np.testing.assert_array_equal(call(checkpointed, inputs), call(plain, inputs))
@@ -127,7 +134,7 @@ def test_gradient_checkpointing_changes_no_number(architecture):
 
 def test_every_block_of_the_unet_is_checkpointed():
     kinds = (ResnetBlock, SpatialTransformer)
-    blocks = {layer.name for layer in DiffusionModel(UNET).layers if isinstance(layer, kinds)}
+    blocks = {layer.name for layer in network(UNET).layers if isinstance(layer, kinds)}
     assert len(blocks) == 12
     assert blocks <= set(DiffusionModel.blocks(UNET))
 

@@ -25,6 +25,7 @@ from kdiffusion.models.text_encoder import TextEncoder
 
 
 @pytest.fixture(
+    scope="module",
     params=[
         (DiffusionModel, UNET, unet_inputs()),
         (DiffusionModel, OF_CLASSES, label_inputs()),
@@ -36,6 +37,7 @@ from kdiffusion.models.text_encoder import TextEncoder
     ids=lambda case: case[0].__name__,
 )
 def case(request):
+    """Return a network, which no test changes, and inputs for it."""
     keras.utils.set_random_seed(7)
     cls, architecture, inputs = request.param
     return cls(architecture), inputs

@@ -29,7 +29,7 @@ def normalize(x, groups, epsilon, gamma, beta, activation=None):
 
 
 def normalizer(x, groups, epsilon, gamma, beta, activation=None):
-    """Measure a feature map, and return what normalizes it and any part of it.
+    """Return group normalization as an elementwise function of any part of a feature map.
 
     Means and variances are taken per run of positions first, which XLA does in parallel on a CPU,
     then per channel, then per group, so channels are never reordered.

@@ -47,7 +47,7 @@ class GroupNorm(keras.layers.Layer):
         return kernels.normalize(x, *self._settings())
 
     def then(self, convolution, inputs):
-        """Compute `convolution(self(inputs))`, without the map in between where that is faster.
+        """Compute `convolution(self(inputs))`, fused and strip by strip where that is faster.
 
         Args:
             convolution: `Conv2D` of stride 1 that keeps the size.

@@ -129,7 +129,7 @@ class ResnetBlock(Layer):
             x = add(x, self.time_proj(ops.silu(time))[:, None, None, :])
         residual = inputs
         if self.shortcut is not None:
-            # Between the convolutions memory use is lowest.
+            # Computed between the convolutions, where memory use is lowest.
             residual = self.shortcut(tracing.after_computing(inputs, x))
             x = tracing.after_computing(x, residual)
         return add(residual, self.norm2.then(self.conv2, x))
