@@ -5,7 +5,7 @@ import numpy as np
 from keras import ops
 
 from kdiffusion.training import random
-from kdiffusion.training.trainers.base import Trainer, places
+from kdiffusion.training.trainers.base import Trainer, sample_index
 
 SIZE = 8
 
@@ -24,7 +24,7 @@ class TinyTrainer(Trainer):
             variable.assign(0.1 * generator.standard_normal(variable.shape))
 
     def losses(self, batch, key, step):
-        images, index = ops.convert_to_tensor(batch["images"]), places(batch)
+        images, index = ops.convert_to_tensor(batch["images"]), sample_index(batch)
         noise = random.normal(key, step, index, (SIZE, SIZE, 3), random.NOISE)
         kept = random.uniform(key, step, index, (), random.CAPTION_DROPOUT) >= 0.1
         kept = ops.reshape(ops.cast(kept, "float32"), (-1, 1, 1, 1))

@@ -64,20 +64,20 @@ def _check_unused(folder: Path) -> None:
 
 def _train(arguments):
     with silent_import():
-        from kdiffusion.training.config.build import make_run
+        from kdiffusion.training.config.build import make_job
         from kdiffusion.training.loop.loop import Loop
 
-    configuration = _configuration(arguments)
-    made = make_run(configuration, None if arguments.quiet else _progress)
     folder = arguments.output
+    configuration = _configuration(arguments)
+    job = make_job(configuration, None if arguments.quiet else _progress, folder)
     if not (folder / _CONFIG).exists():
-        _write_configuration(folder, arguments.kind, made.configuration)
-    with _ahead(made.data) as data:
-        loop = Loop(made.trainer, made.optimizer, data, folder, made.configuration.loop)
-        loop.run(made.configuration.steps)
+        _write_configuration(folder, arguments.kind, job.configuration)
+    with _ahead(job.data) as data:
+        loop = Loop(job.trainer, job.optimizer, data, folder, job.configuration.loop)
+        loop.run(job.configuration.steps)
     with loop.averages.applied():
-        _save(made.trainer, folder)
-    _write_configuration(folder, arguments.kind, made.configuration)
+        _save(job.trainer, folder)
+    _write_configuration(folder, arguments.kind, job.configuration)
 
 
 def _ahead(data):

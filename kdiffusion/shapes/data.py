@@ -11,7 +11,7 @@ from kdiffusion.shapes.grammar import Description
 from kdiffusion.shapes.scenes import (
     EVALUATION_STREAM,
     SIZE,
-    Draws,
+    RandomChoices,
     Scene,
     Words,
     describe,
@@ -70,8 +70,8 @@ class SceneData:
 
     def _scene(self, index):
         if self.contrasts and index % 2:
-            draws = Draws(self.seed, index, CONTRAST_STREAM)
-            return contrast(training_scene(self.seed, index - 1, self.words), draws, self.words)
+            random = RandomChoices(self.seed, index, CONTRAST_STREAM)
+            return contrast(training_scene(self.seed, index - 1, self.words), random, self.words)
         return training_scene(self.seed, index, self.words)
 
     def batch(self, step: int, size: int) -> dict[str, np.ndarray]:
@@ -113,7 +113,7 @@ class SceneSource(Sequence):
         return {"image": render([scene], self.data.image_size)[0], "caption": scene.caption}
 
 
-def contrast(scene: Scene, draws: Draws, words: Words = Words()) -> Scene:
+def contrast(scene: Scene, random: RandomChoices, words: Words = Words()) -> Scene:
     """A scene whose caption differs from another's by as little as makes another picture.
 
     It has another place where one is said; else another order, size or shape, or the colours of
@@ -122,7 +122,7 @@ def contrast(scene: Scene, draws: Draws, words: Words = Words()) -> Scene:
 
     Args:
         scene: a `Scene` of training.
-        draws: random choices.
+        random: random choices.
         words: the words to use.
 
     Returns:
@@ -131,8 +131,8 @@ def contrast(scene: Scene, draws: Draws, words: Words = Words()) -> Scene:
     changed = _changed(scene.description, words)
     legal = [[other for other in some if not grammar.held_out(other)] for some in changed]
     legal = [some for some in legal if some] or [[scene.description]]
-    description = draws.choice(draws.choice(legal))
-    placements = place(description, draws)
+    description = random.choice(random.choice(legal))
+    placements = place(description, random)
     return dataclasses.replace(scene, description=description, placements=placements)
 
 
@@ -202,12 +202,12 @@ def evaluation_scenes(
     held_out = split == "held-out pairs"
     found: dict[Description, Scene] = {}
     for attempt in range(20 * count):
-        draws = Draws(seed, attempt, EVALUATION_STREAM + SPLITS.index(split))
+        random = RandomChoices(seed, attempt, EVALUATION_STREAM + SPLITS.index(split))
         pairs = float(len(found) % 2 and words.pairs > 0)
         some = Words(words.colours, words.shapes, words.backgrounds, pairs)
-        background, description = describe(draws, some, held_out=held_out)
-        template, wording = draws.choice(templates), draws.below(grammar.NUM_WORDINGS)
-        scene = Scene(description, background, place(description, draws), template, wording)
+        background, description = describe(random, some, held_out=held_out)
+        template, wording = random.choice(templates), random.below(grammar.NUM_WORDINGS)
+        scene = Scene(description, background, place(description, random), template, wording)
         found.setdefault(description, scene)
         if len(found) == count:
             return list(found.values())

@@ -1,4 +1,4 @@
-"""How well a model draws scenes from prompts, as numbers and as a table."""
+"""Measure how well a model renders prompts, as numbers and as a table."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -9,7 +9,7 @@ import numpy as np
 from kdiffusion.shapes.data import SPLITS, evaluation_scenes
 from kdiffusion.shapes.detector import ATTRIBUTES, accuracy, judge
 from kdiffusion.shapes.grammar import held_out
-from kdiffusion.shapes.scenes import Draws, Scene, place, render, training_scene
+from kdiffusion.shapes.scenes import RandomChoices, Scene, place, render, training_scene
 
 Draw = Callable[[list[str]], np.ndarray]
 
@@ -132,7 +132,7 @@ def nearest_training(
 ) -> dict[str, float]:
     """How far pictures are from the nearest of the first training pictures.
 
-    A model that remembers its training draws pictures nearer to it than new scenes are.
+    A model that remembers its training generates images nearer to it than new scenes are.
 
     Args:
         pictures: `(n, size, size, 3)` uint8.
@@ -145,7 +145,9 @@ def nearest_training(
         distance in levels of 255, between means of 4 x 4 pixels: `pictures`, and `new_scenes`.
     """
     new = [
-        dataclasses.replace(scene, placements=place(scene.description, Draws(0, n, FRESH_STREAM)))
+        dataclasses.replace(
+            scene, placements=place(scene.description, RandomChoices(0, n, FRESH_STREAM))
+        )
         for n, scene in enumerate(scenes)
     ]
     size = pictures.shape[1]

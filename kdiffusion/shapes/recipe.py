@@ -55,8 +55,8 @@ from kdiffusion.shapes.report import (
     versions,
 )
 from kdiffusion.shapes.scenes import Words, render
-from kdiffusion.training.config.build import make_optimizer
-from kdiffusion.training.config.schema import OptimizerSettings
+from kdiffusion.training.config.optimizers import make_optimizer
+from kdiffusion.training.config.sections import OptimizerSettings
 from kdiffusion.training.data.batches import Batches, Data, Prefetch
 from kdiffusion.training.data.cache import cached
 from kdiffusion.training.loop.loop import Loop

@@ -97,7 +97,7 @@ class Words:
     pairs: float = 0.5
 
 
-class Draws:
+class RandomChoices:
     """Random choices that are a pure function of a key; the same on every version of NumPy.
 
     Args:
@@ -141,23 +141,23 @@ def training_scene(seed: int, index: int, words: Words = Words()) -> Scene:
     Raises:
         ValueError: the words make no scene that training may see.
     """
-    draws = Draws(seed, index)
-    background, description = describe(draws, words, hidden_background=0.1)
+    random = RandomChoices(seed, index)
+    background, description = describe(random, words, hidden_background=0.1)
     # Half of the captions are the plainest, which is what people write.
-    template = draws.below(grammar.NUM_TRAINED_TEMPLATES) if draws.below(2) else 0
+    template = random.below(grammar.NUM_TRAINED_TEMPLATES) if random.below(2) else 0
     if not grammar.fits(template, description):
         template = 0
-    wording = draws.below(grammar.NUM_WORDINGS)
-    return Scene(description, background, place(description, draws), template, wording)
+    wording = random.below(grammar.NUM_WORDINGS)
+    return Scene(description, background, place(description, random), template, wording)
 
 
 def describe(
-    draws: Draws, words: Words, hidden_background: float = 0.0, held_out: bool = False
+    random: RandomChoices, words: Words, hidden_background: float = 0.0, held_out: bool = False
 ) -> tuple[str, Description]:
     """Draw a background and a description.
 
     Args:
-        draws: random choices.
+        random: random choices.
         words: the words to use.
         hidden_background: float, share of descriptions that do not say the background.
         held_out: whether it must be held out of training; otherwise it never is.
@@ -165,17 +165,17 @@ def describe(
     Returns:
         The colour of the background, and the description.
     """
-    pair = draws.uniform(0, 1) < words.pairs
+    pair = random.uniform(0, 1) < words.pairs
     for _ in range(MAX_ATTEMPTS):
-        background = draws.choice(words.backgrounds)
-        said = None if draws.uniform(0, 1) < hidden_background else background
-        size = draws.choice((None, None, None, *grammar.SIZES)) if not pair else None
+        background = random.choice(words.backgrounds)
+        said = None if random.uniform(0, 1) < hidden_background else background
+        size = random.choice((None, None, None, *grammar.SIZES)) if not pair else None
         things = tuple(
-            grammar.Thing(draws.choice(words.colours), draws.choice(words.shapes), size)
+            grammar.Thing(random.choice(words.colours), random.choice(words.shapes), size)
             for _ in range(1 + pair)
         )
-        position = draws.choice((None, *POSITIONS)) if not pair and draws.below(2) else None
-        relation = draws.choice(tuple(RELATIONS)) if pair else None
+        position = random.choice((None, *POSITIONS)) if not pair and random.below(2) else None
+        relation = random.choice(tuple(RELATIONS)) if pair else None
         if any(thing.colour == background for thing in things) or len(set(things)) < len(things):
             continue
         description = Description(things, said, position, relation)
@@ -188,19 +188,19 @@ def describe(
     )
 
 
-def place(description: Description, draws: Draws) -> tuple[Placement, ...]:
+def place(description: Description, random: RandomChoices) -> tuple[Placement, ...]:
     """Draw where the things of a description are: within the frame, apart, as it says."""
     if len(description.things) == 2:
-        return _place_pair(description.relation, draws)
-    radius = draws.uniform(*RADII[description.things[0].size])
+        return _place_pair(description.relation, random)
+    radius = random.uniform(*RADII[description.things[0].size])
     low = max(EXTENT * radius + MARGIN, SIDE[0])
 
     def coordinate(cell):
         if cell is None:
-            return SIZE / 2 + draws.uniform(-FREE_JITTER, FREE_JITTER)
+            return SIZE / 2 + random.uniform(-FREE_JITTER, FREE_JITTER)
         if cell == 1:
-            return SIZE / 2 + draws.uniform(-CENTRE_JITTER, CENTRE_JITTER)
-        distance = draws.uniform(low, max(low, SIDE[1]))
+            return SIZE / 2 + random.uniform(-CENTRE_JITTER, CENTRE_JITTER)
+        distance = random.uniform(low, max(low, SIDE[1]))
         return distance if cell == 0 else SIZE - distance
 
     position = description.position
@@ -208,19 +208,19 @@ def place(description: Description, draws: Draws) -> tuple[Placement, ...]:
     return (_placement(coordinate(column), coordinate(row), radius),)
 
 
-def _place_pair(relation, draws):
-    radii = [draws.uniform(*PAIR_RADII) for _ in range(2)]
+def _place_pair(relation, random):
+    radii = [random.uniform(*PAIR_RADII) for _ in range(2)]
     halves = [EXTENT * radius for radius in radii]
     right, down = RELATIONS[relation]
     # Along the axis of the relation, what is left of the frame is shared out before and between.
     order = (0, 1) if right + down < 0 else (1, 0)
     room = SIZE - 2 * MARGIN - GAP - 2 * sum(halves)
-    before = draws.uniform(0, room)
-    between = draws.uniform(0, room - before)
+    before = random.uniform(0, room)
+    between = random.uniform(0, room - before)
     along = [0.0, 0.0]
     along[order[0]] = MARGIN + before + halves[order[0]]
     along[order[1]] = along[order[0]] + sum(halves) + GAP + between
-    across = [SIZE / 2 + draws.uniform(-PAIR_JITTER, PAIR_JITTER) for _ in range(2)]
+    across = [SIZE / 2 + random.uniform(-PAIR_JITTER, PAIR_JITTER) for _ in range(2)]
     centres = zip(along, across) if right else zip(across, along)
     return tuple(_placement(x, y, radius) for (x, y), radius in zip(centres, radii))
 

@@ -119,7 +119,34 @@ def load(
     Raises:
         ValueError: If the folder holds no CLIP that is known here.
     """
-    from weights_conversion import CheckpointMismatch, configs, names, read
+    from weights_conversion import CheckpointMismatch, names, read
+
+    path = Path(path)
+    text, image = architectures(path)
+    checkpoint = _open(path)
+    if _LOGIT_SCALE not in checkpoint:
+        raise CheckpointMismatch(f"{path} has no tensor {_LOGIT_SCALE!r}. Is the folder complete?")
+    text_rows = names.rows("text_encoder", fields(text))
+    image_rows = names.rows("image_tower", fields(image))
+    text_encoder = TextEncoder(text, initialize=False, dtype=dtype, name="text_encoder")
+    assign(text_encoder, read(text_rows, checkpoint, "diffusers", beside=image_rows))
+    image_tower = ImageTower(image, initialize=False, dtype=dtype, name="image_tower")
+    assign(image_tower, read(image_rows, checkpoint, "diffusers", beside=text_rows))
+    return text_encoder, image_tower, float(checkpoint[_LOGIT_SCALE]), tokenizer_of(path)
+
+
+def architectures(
+    path: str | os.PathLike,
+) -> tuple[TextEncoderArchitecture, ImageTowerArchitecture]:
+    """Read the architectures of a CLIP's two networks; its weights stay unread.
+
+    Args:
+        path: path of the folder, see `load`.
+
+    Raises:
+        ValueError: If the folder holds no CLIP that is known here.
+    """
+    from weights_conversion import configs
     from weights_conversion.models import folder
 
     path = Path(path)
@@ -128,19 +155,7 @@ def load(
         folder.read_json(path / "config.json"),
         folder.read_json(preprocessor) if preprocessor.exists() else None,
     )
-    checkpoint = _open(path)
-    if _LOGIT_SCALE not in checkpoint:
-        raise CheckpointMismatch(f"{path} has no tensor {_LOGIT_SCALE!r}. Is the folder complete?")
-    text_rows, image_rows = names.rows("text_encoder", text), names.rows("image_tower", image)
-    text_encoder = TextEncoder(
-        TextEncoderArchitecture(**text), initialize=False, dtype=dtype, name="text_encoder"
-    )
-    assign(text_encoder, read(text_rows, checkpoint, "diffusers", beside=image_rows))
-    image_tower = ImageTower(
-        ImageTowerArchitecture(**image), initialize=False, dtype=dtype, name="image_tower"
-    )
-    assign(image_tower, read(image_rows, checkpoint, "diffusers", beside=text_rows))
-    return text_encoder, image_tower, float(checkpoint[_LOGIT_SCALE]), _tokenizer(path)
+    return TextEncoderArchitecture(**text), ImageTowerArchitecture(**image)
 
 
 def _open(path: Path):
@@ -154,7 +169,13 @@ def _open(path: Path):
     return translation.merge([*parts, open_safetensors(path / f"{_LOGIT_SCALE}.safetensors")])
 
 
-def _tokenizer(path: Path) -> SimpleTokenizer | None:
+def tokenizer_of(path: str | os.PathLike) -> SimpleTokenizer | None:
+    """Read the tokenizer of a CLIP's folder; return `None` if the folder has none.
+
+    Args:
+        path: path of the folder, see `load`.
+    """
+    path = Path(path)
     for folder in (path / "tokenizer", path):
         if (folder / "vocab.json").is_file() or (folder / "tokenizer.json").is_file():
             return SimpleTokenizer.from_folder(folder)

@@ -267,6 +267,7 @@ def open_source(preset: str | os.PathLike, **settings) -> Source:
         ValueError: If it is none of these; the message lists the known names.
     """
     text = os.fspath(preset)
+    check_preset(text)
     if text == RandomSource.name:
         return RandomSource()
     if text in PRESETS:
@@ -282,12 +283,23 @@ def open_source(preset: str | os.PathLike, **settings) -> Source:
         return CheckpointSource(path, name=repository.split("/")[-1], variant=variant)
     if os.path.isdir(text):
         return CheckpointSource(text)
-    if os.path.exists(text):
-        return CheckpointSource(text, **settings)
-    known = ", ".join(sorted([*PRESETS, RandomSource.name]))
-    raise ValueError(
-        f"`preset` must be a known name, a folder in diffusers' layout, a .safetensors or .ckpt "
-        f"file, or an address 'hf://organisation/repository'. Received: preset={text!r}, which is "
-        "no file or folder here. "
-        f"Known names: {known}"
-    )
+    return CheckpointSource(text, **settings)
+
+
+def check_preset(preset: str | os.PathLike) -> None:
+    """Refuse what `open_source` finds nothing for; opens and downloads nothing.
+
+    Args:
+        preset: see `open_source`.
+
+    Raises:
+        ValueError: If it is no known name, no address and no path of this machine.
+    """
+    text = os.fspath(preset)
+    names = sorted([*PRESETS, RandomSource.name])
+    if text not in names and not text.startswith("hf://") and not os.path.exists(text):
+        raise ValueError(
+            "`preset` must be a known name, a folder in diffusers' layout, a .safetensors or .ckpt "
+            f"file, or an address 'hf://organisation/repository'. Received: preset={text!r}, which "
+            f"is no file or folder here. Known names: {', '.join(names)}"
+        )

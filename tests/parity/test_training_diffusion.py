@@ -22,7 +22,7 @@ from kdiffusion.models.architectures import (
     DiffusionArchitecture,
 )
 from kdiffusion.training import DiffusionTrainer, Objective, random
-from kdiffusion.training.trainers.diffusion_objective import levels, noisy, target
+from kdiffusion.training.trainers.diffusion_objective import loss_coefficients, noisy, target
 
 # diffusers' schedulers hand torch tensors to functions of NumPy.
 pytestmark = pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")
@@ -89,7 +89,7 @@ def min_snr_weight(schedule, gamma):
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 def test_min_snr_weights(prediction, gamma, check):
     schedule = Schedule(prediction=prediction)
-    weight = levels(schedule, Objective("min_snr", min_snr_gamma=gamma)).weight
+    weight = loss_coefficients(schedule, Objective("min_snr", min_snr_gamma=gamma)).weight
     check("weight", weight, min_snr_weight(schedule, gamma), 1e-5)
 
 
@@ -99,7 +99,7 @@ def test_zero_terminal_snr(beta_schedule, check):
     betas = scheduler(Schedule(beta_schedule=beta_schedule)).betas
     # The cosine's betas are float32 there.
     wanted = torch.cumprod(1 - rescale_zero_terminal_snr(betas.double()), dim=0)
-    of = levels(schedule, Objective())
+    of = loss_coefficients(schedule, Objective())
     check("alphas_cumprod", of.a**2, wanted.numpy(), 1e-5)
     assert of.a[-1] == 0.0
 
@@ -109,7 +109,7 @@ def test_zero_terminal_snr(beta_schedule, check):
 def test_noisy_latents_and_targets(prediction, zero, check):
     schedule = Schedule(prediction="v" if zero else prediction, rescale_zero_terminal_snr=zero)
     latents, noise = np.random.default_rng(0).standard_normal((2, *SHAPE), np.float32)
-    of = levels(schedule, Objective())
+    of = loss_coefficients(schedule, Objective())
     a, s = (x.astype("float32").reshape(-1, 1, 1, 1) for x in (of.a, of.s))
     theirs, timesteps = scheduler(schedule), torch.from_numpy(TIMESTEPS)
     pair = torch_images(latents), torch_images(noise)

@@ -12,13 +12,15 @@ from kdiffusion.shapes.evaluation import (
     nearest_training,
 )
 from kdiffusion.shapes.grammar import parse
-from kdiffusion.shapes.scenes import Draws, Scene, place, render, training_scene
+from kdiffusion.shapes.scenes import RandomChoices, Scene, place, render, training_scene
 
 TRAINED = 256
 
 
 def scene_of(description, number=0):
-    return Scene(description, description.background, place(description, Draws(9, number, 9)))
+    return Scene(
+        description, description.background, place(description, RandomChoices(9, number, 9))
+    )
 
 
 def perfect(prompts):

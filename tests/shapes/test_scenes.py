@@ -21,8 +21,8 @@ from kdiffusion.shapes.scenes import (
     MARGIN,
     PALETTE,
     SIZE,
-    Draws,
     Placement,
+    RandomChoices,
     Scene,
     Words,
     coverage,
@@ -121,7 +121,7 @@ def test_scenes_stay_as_they_are():
         "a large white triangle against an orange background",
         "a yellow triangle at the top on a black background",
     ]
-    assert Draws(1, 2, 3).below(2**32) == 2625735159
+    assert RandomChoices(1, 2, 3).below(2**32) == 2625735159
 
 
 def test_training_sees_nothing_that_is_held_out(scenes):
@@ -261,10 +261,10 @@ def test_what_cannot_be_evaluated():
 def test_each_word_is_one_token_and_every_caption_fits():
     tokenizer = scene_tokenizer()
     assert len(tokenizer.vocab) <= VOCABULARY_SIZE and tokenizer.max_length == MAX_LENGTH
-    draws, longest = Draws(0, 0), 0
+    random, longest = RandomChoices(0, 0), 0
     for pairs in (0.0, 1.0):
         for _ in range(60):
-            _, description = describe(draws, Words(pairs=pairs))
+            _, description = describe(random, Words(pairs=pairs))
             for template, wording in itertools.product(range(15), range(3)):
                 caption = grammar.write(description, template, wording)
                 ids = tokenizer.encode(caption)

@@ -13,7 +13,7 @@ from PIL import Image
 from kdiffusion import ImageEncoder, SimpleTokenizer, TextEncoder
 from kdiffusion.images.preprocessing import Preprocessing
 from kdiffusion.training.data import cache
-from kdiffusion.training.data.batches import Data, InMemory, draws
+from kdiffusion.training.data.batches import Data, InMemory, random_view
 from kdiffusion.training.data.cache import cached
 from kdiffusion.training.data.folders import ImageFolder
 
@@ -67,7 +67,7 @@ def test_cached_batches_are_what_the_encoders_return(folder, tmp_path, image_enc
         progress=lambda *step: told.append(step),
     )
     assert told == [(2, 4), (4, 4), (2, 5), (4, 5), (5, 5)]
-    flips = [draws(2, place)[2] < 0.5 for place in range(10)]
+    flips = [random_view(2, place)[2] < 0.5 for place in range(10)]
     assert True in flips and False in flips
     for step in range(2):
         plain, batch = data.batch(step, 5), kept.batch(step, 5)

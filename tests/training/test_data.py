@@ -9,7 +9,7 @@ from PIL import Image
 
 from kdiffusion import SimpleTokenizer
 from kdiffusion.images.preprocessing import Preprocessing
-from kdiffusion.training.data.batches import Data, InMemory, Prefetch, draws
+from kdiffusion.training.data.batches import Data, InMemory, Prefetch, random_view
 from kdiffusion.training.data.folders import ImageFolder
 
 # Of ten samples and the seed 0, by the raw stream of Philox.
@@ -80,9 +80,9 @@ def test_crops_and_flips_follow_from_the_place():
     assert len(np.unique(batch, axis=0)) > 8
     assert equal(data.batch(3, 4), Data(InMemory([picture]), views, seed=3).batch(3, 4))
     assert not equal(data.batch(3, 4), Data(InMemory([picture]), views, seed=4).batch(3, 4))
-    expected = views(picture, draws(3, 13)) / np.float32(127.5) - 1.0
+    expected = views(picture, random_view(3, 13)) / np.float32(127.5) - 1.0
     np.testing.assert_allclose(data.batch(13, 1)["images"][0], expected, atol=1e-6)
-    uniform = np.array([draws(0, place) for place in range(2000)])
+    uniform = np.array([random_view(0, place) for place in range(2000)])
     assert abs(uniform.mean(axis=0) - 0.5).max() < 0.03
     assert abs(uniform.var(axis=0) - 1 / 12).max() < 0.005
 

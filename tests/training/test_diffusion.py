@@ -33,7 +33,7 @@ from kdiffusion.training import (
 from kdiffusion.training import random as draws
 from kdiffusion.training.loop import gradients
 from kdiffusion.training.trainers.diffusion_objective import (
-    levels,
+    loss_coefficients,
     noisy,
     squared_error,
     target,
@@ -110,7 +110,7 @@ def test_the_loss_by_hand(prediction):
     z, index = images(), np.arange(BATCH, dtype="int32")
     share = ops.convert_to_numpy(draws.stratified(5, 3, index))
     timestep = np.floor(share * 1000).astype(int)
-    of = levels(schedule, objective)
+    of = loss_coefficients(schedule, objective)
     a, s = (x[timestep].astype("float32").reshape(-1, 1, 1, 1) for x in (of.a, of.s))
     noise = ops.convert_to_numpy(draws.normal(5, 3, index, (8, 8, 3), draws.NOISE))
     noise = noise + 0.1 * ops.convert_to_numpy(draws.normal(5, 3, index, (1, 1, 3), draws.OFFSET))

@@ -2,6 +2,7 @@
 
 import errno
 import signal
+import time
 import warnings
 
 import keras
@@ -12,7 +13,9 @@ from PIL import Image
 from tiny_trainer import SIZE, TinyData, TinyTrainer
 
 from kdiffusion.training import Loop, LoopSettings
-from kdiffusion.training.loop import checkpoints, gradients, report
+from kdiffusion.training.loop import checkpoints, gradients, interruption
+from kdiffusion.training.loop import loop as loop_module
+from kdiffusion.training.loop import report
 from kdiffusion.training.loop.report import read_log
 from kdiffusion.training.trainers.base import Trainer
 
@@ -335,14 +338,24 @@ def test_a_failed_save_keeps_the_one_before(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_ends_the_step_and_saves(tmp_path, capfd, number, code):
+def test_a_signal_ends_the_step_and_saves(tmp_path, capfd, monkeypatch, number, code):
+    entered = []
+
+    class Watched(interruption.Interruption):
+        def __enter__(self):
+            entered.append(self)
+            return super().__enter__()
+
     class Signalling(TinyData):
         def batch(self, step, size):
             if step == 3:
                 # Not `os.kill`, whose signal may go to one of the backend's threads, and come late.
                 signal.raise_signal(number)
+                while not entered[0].signal:  # a thread notes it
+                    time.sleep(0.01)
             return super().batch(step, size)
 
+    monkeypatch.setattr(loop_module, "Interruption", Watched)
     with pytest.raises(SystemExit) as exit_:
         make(tmp_path, data=Signalling()).run(100)
     assert exit_.value.code == code

@@ -7,7 +7,7 @@ from keras import ops
 from kdiffusion.sampling.schedule import Schedule
 from kdiffusion.training.trainers.diffusion_objective import (
     Objective,
-    levels,
+    loss_coefficients,
     loss_weight,
     noisy,
     squared_error,
@@ -52,8 +52,8 @@ def test_gamma_is_where_min_snr_starts_to_count_less():
 def test_a_weighting_means_the_same_for_noise_and_sample(weighting, prediction):
     """The weighted error of the denoised latents, whatever is predicted."""
     schedule = Schedule(prediction=prediction)
-    of = levels(schedule, Objective(weighting))
-    of_sample = levels(Schedule(prediction="sample"), Objective(weighting))
+    of = loss_coefficients(schedule, Objective(weighting))
+    of_sample = loss_coefficients(Schedule(prediction="sample"), Objective(weighting))
     ours, theirs = of.weight / of.to_denoised, of_sample.weight
     # The ratio of timestep 0 is above the bound of the debiased weights.
     np.testing.assert_allclose(ours[1:], theirs[1:], rtol=1e-6)
@@ -63,7 +63,7 @@ def test_a_weighting_means_the_same_for_noise_and_sample(weighting, prediction):
 def test_errors_are_told_as_those_of_noise_and_of_denoised(prediction):
     """Against what the prediction's error does to the estimates that follow from it."""
     schedule = Schedule(prediction=prediction)
-    of = levels(schedule, Objective())
+    of = loss_coefficients(schedule, Objective())
     generator = np.random.default_rng(0)
     z, noise, wrong = generator.normal(size=(3, 1, 2, 2, 3))
     for timestep in (0, 300, 999):
@@ -104,13 +104,13 @@ def test_errors_are_float32_means_of_each_sample():
 def test_pure_noise_tells_a_network_that_predicts_noise_nothing():
     schedule = Schedule(rescale_zero_terminal_snr=True)
     with pytest.raises(ValueError, match="prediction='epsilon' with zero terminal"):
-        levels(schedule, Objective())
+        loss_coefficients(schedule, Objective())
 
 
 @pytest.mark.parametrize("prediction", ["v", "sample"])
 def test_levels_at_pure_noise_are_finite(prediction):
     schedule = Schedule(prediction=prediction, rescale_zero_terminal_snr=True)
-    of = levels(schedule, Objective())
+    of = loss_coefficients(schedule, Objective())
     assert (of.a[-1], of.s[-1]) == (0.0, 1.0)
     assert all(np.isfinite(values).all() for values in of)
     # There v is minus the latents, and a wrong one is as wrong as the latents that follow.
@@ -123,7 +123,7 @@ def test_levels_at_pure_noise_are_finite(prediction):
 def test_weights_that_leave_pure_noise_untrained_are_warned_of(weighting, prediction):
     schedule = Schedule(prediction=prediction, rescale_zero_terminal_snr=True)
     with pytest.warns(UserWarning, match=f"weighting='{weighting}' gives pure noise"):
-        of = levels(schedule, Objective(weighting))
+        of = loss_coefficients(schedule, Objective(weighting))
     assert of.weight[-1] == 0.0
     assert np.isfinite(of.weight).all()
 

@@ -7,7 +7,7 @@ from keras import ops
 from tiny_trainer import TinyTrainer, pictures
 
 import kdiffusion.training
-from kdiffusion.training.trainers.base import places
+from kdiffusion.training.trainers.base import sample_index
 
 
 def compiled(jit_compile=False):
@@ -47,9 +47,9 @@ def test_evaluation_moves_nothing():
 
 def test_places_are_told_or_counted():
     images = pictures(3)
-    np.testing.assert_array_equal(places({"images": images}), [0, 1, 2])
+    np.testing.assert_array_equal(sample_index({"images": images}), [0, 1, 2])
     np.testing.assert_array_equal(
-        places({"images": images, "index": np.array([4, 5, 6])}), [4, 5, 6]
+        sample_index({"images": images, "index": np.array([4, 5, 6])}), [4, 5, 6]
     )
 
 

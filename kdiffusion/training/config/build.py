@@ -1,39 +1,38 @@
-"""From a configuration to what `Loop` takes: the trainer, its optimizer and its data."""
+"""Build what `Loop` takes of a configuration: the trainer, its optimizer and its data."""
 
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import os
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import keras
 import numpy as np
 
-from kdiffusion.images.preprocessing import Preprocessing
 from kdiffusion.models.architectures import TextEncoderArchitecture
-from kdiffusion.models.diffusion_model import DiffusionModel
 from kdiffusion.models.image_decoder import ImageDecoder
 from kdiffusion.models.image_encoder import ImageEncoder
 from kdiffusion.models.image_tower import ImageTower
 from kdiffusion.models.text_encoder import TextEncoder
-from kdiffusion.pipelines.base import Pipeline
-from kdiffusion.pipelines.latent_diffusion import LatentDiffusion, PixelDiffusion
-from kdiffusion.pipelines.open_model import open_model
-from kdiffusion.pipelines.stable_diffusion import StableDiffusion
+from kdiffusion.pipelines.open_model import class_of, open_model
 from kdiffusion.records import fields
 from kdiffusion.text.tokenizer import SimpleTokenizer
+from kdiffusion.training.config import checks
+from kdiffusion.training.config.new_model import NewModel, open_parts, open_tokenizer
+from kdiffusion.training.config.optimizers import make_optimizer
 from kdiffusion.training.config.schema import (
     AutoencoderConfiguration,
     CLIPConfiguration,
     Configuration,
     DiffusionConfiguration,
-    OptimizerSettings,
 )
 from kdiffusion.training.data.batches import Data
 from kdiffusion.training.data.cache import cached
 from kdiffusion.training.data.folders import ImageFolder
+from kdiffusion.training.loop.checks import check_optimizer
+from kdiffusion.training.loop.identity import check_known, optimizer_fields, settings_fields
 from kdiffusion.training.trainers import clip_initialization
 from kdiffusion.training.trainers.autoencoder import AutoencoderTrainer
 from kdiffusion.training.trainers.base import Trainer
@@ -41,15 +40,19 @@ from kdiffusion.training.trainers.clip import CLIPTrainer, exclude_from_decay
 from kdiffusion.training.trainers.diffusion import DiffusionTrainer
 from kdiffusion.training.trainers.discriminator import Discriminator
 from kdiffusion.training.trainers.perceptual import Perceptual
-from kdiffusion.weights import variables
-from kdiffusion.weights.sources import CheckpointSource, Source, open_source
-from weights_conversion import autoencoder_config, diffusion_model_config
+from kdiffusion.weights import clip_folder
 
 Progress = Callable[[int, int], Any]
 
+_TRAINERS: dict[type[Configuration], type[Trainer]] = {
+    AutoencoderConfiguration: AutoencoderTrainer,
+    CLIPConfiguration: CLIPTrainer,
+    DiffusionConfiguration: DiffusionTrainer,
+}
 
-class Run(NamedTuple):
-    """What `Loop` takes, besides its settings.
+
+class Job(NamedTuple):
+    """The arguments of `Loop` besides its settings.
 
     Args:
         trainer: `Trainer`.
@@ -64,15 +67,39 @@ class Run(NamedTuple):
     configuration: Configuration
 
 
-def make_run(configuration: Configuration, progress: Progress | None = None) -> Run:
-    """Make what a configuration asks for; may download.
+class Materials(NamedTuple):
+    """What a job is made of and no model is needed for.
+
+    Args:
+        optimizer: keras optimizer.
+        images: `ImageFolder`.
+        augmentation: list of layers.
+    """
+
+    optimizer: keras.Optimizer
+    images: ImageFolder
+    augmentation: Sequence[keras.layers.Layer]
+
+
+def make_job(
+    configuration: Configuration,
+    progress: Progress | None = None,
+    folder: str | os.PathLike | None = None,
+) -> Job:
+    """Make the job that a configuration asks for; may download.
+
+    All of the configuration is checked first: what needs no model before one is opened, and what
+    its architecture tells before a network is made or anything is cached.
 
     Args:
         configuration: `DiffusionConfiguration`, `AutoencoderConfiguration` or `CLIPConfiguration`.
-        progress: is told how far the caching of latents and text states is, see `cached`.
+        progress: called with how many latents and text states are cached and how many there are,
+            see `cached`.
+        folder: path of the run's folder, which must be this run's or new; `None` leaves that to
+            `Loop`.
 
     Returns:
-        A `Run`.
+        A `Job`.
 
     Raises:
         ValueError: If something does not fit together; the message says what.
@@ -81,84 +108,71 @@ def make_run(configuration: Configuration, progress: Progress | None = None) -> 
 
     ```python
     values = {"preset": "stable-diffusion-v1-5", "data": {"folder": "flowers", "cache": "cache"}}
-    run = make_run(resolve("diffusion", values))
-    settings = run.configuration.loop
-    Loop(run.trainer, run.optimizer, run.data, "run", settings).run(run.configuration.steps)
+    job = make_job(resolve("diffusion", values))
+    settings = job.configuration.loop
+    Loop(job.trainer, job.optimizer, job.data, "run", settings).run(job.configuration.steps)
     ```
     """
-    # Of new weights, which Keras draws by the process's own generator.
-    keras.utils.set_random_seed(configuration.seed)
+    path = None if folder is None else Path(folder)
+    materials = _materials(configuration, path)
     match configuration:
         case DiffusionConfiguration():
-            return _diffusion(configuration, progress)
+            return _diffusion(configuration, materials, path, progress)
         case AutoencoderConfiguration():
-            return _autoencoder(configuration)
+            return _autoencoder(configuration, materials)
         case CLIPConfiguration():
-            return _clip(configuration)
-    raise ValueError(f"There is no recipe for a {type(configuration).__name__}.")
+            return _clip(configuration, materials)
+    raise ValueError(f"There is no trainer for a {type(configuration).__name__}.")
 
 
-def make_optimizer(settings: OptimizerSettings, steps: int) -> keras.Optimizer:
-    """Make the optimizer that a configuration asks for.
+def _materials(configuration, folder) -> Materials:
+    """Check all that needs no model, and make what that takes."""
+    optimizer = make_optimizer(configuration.optimizer, configuration.steps)
+    check_optimizer(optimizer)
+    checks.check_files(configuration)
+    if folder is not None:
+        checks.check_writable(folder, "the run's folder")
+        checks.check_unused(folder)
+        check_known(folder, known_identity(configuration, optimizer))
+    images = checks.image_folder(configuration.data)
+    return Materials(optimizer, images, checks.augmentation_layers(configuration.data))
+
+
+def known_identity(configuration: Configuration, optimizer: keras.Optimizer) -> dict[str, Any]:
+    """Return what is known of a run's `identity` before its model is opened.
 
     Args:
-        settings: `OptimizerSettings`.
-        steps: int, of the whole run.
-
-    Raises:
-        ValueError: If there is no such optimizer, or it does not take an argument.
+        configuration: `Configuration`.
+        optimizer: its keras optimizer.
     """
-    classes: dict[str, Any] = {
-        name.lower(): value
-        for name, value in vars(keras.optimizers).items()
-        if inspect.isclass(value) and issubclass(value, keras.Optimizer)
+    groups = ["model"]
+    if isinstance(configuration, AutoencoderConfiguration):
+        groups = ["autoencoder", *(["discriminator"] if configuration.discriminator else [])]
+    return {
+        "trainer": {"class": _TRAINERS[type(configuration)].__name__},
+        "optimizers": dict.fromkeys(groups, optimizer_fields(optimizer)),
+        "settings": settings_fields(configuration.loop),
     }
-    del classes["optimizer"]
-    if settings.name.lower() not in classes:
-        raise ValueError(
-            f"optimizer.name must be one of {', '.join(sorted(classes))}. "
-            f"Received: {settings.name!r}"
-        )
-    try:
-        return classes[settings.name.lower()](_learning_rate(settings, steps), **settings.settings)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"optimizer.settings: {error}") from error
 
 
-def _learning_rate(settings, steps):
-    """The learning rate of each step, as a number where it is always the same."""
-    if settings.decay == "constant" and not settings.warmup_steps:
-        return settings.learning_rate
-    return keras.optimizers.schedules.CosineDecay(
-        0.0 if settings.warmup_steps else settings.learning_rate,
-        decay_steps=max(steps - settings.warmup_steps, 1),
-        # Of the highest, at the end: a cosine between equal numbers is constant.
-        alpha=1.0 if settings.decay == "constant" else 0.0,
-        warmup_target=settings.learning_rate if settings.warmup_steps else None,
-        warmup_steps=settings.warmup_steps,
-    )
-
-
-def _diffusion(configuration, progress):
-    settings = configuration.data
-    folder = _folder(settings)
-    model = _diffusion_model(configuration)
+def _diffusion(configuration, materials, folder, progress):
+    model = _pipeline(configuration)
     configuration = _decided(configuration, model)
-    architecture = model.diffusion_model.architecture
-    diffusion_model_config(fields(architecture))  # now, not after weeks of training
-    texts = architecture.context_width is not None
-    if texts:
-        _needs(folder, "caption", "draws from texts")
-    if architecture.num_classes is not None:
-        _check_labels(folder, architecture.num_classes)
-    tokenizer = model.tokenizer if isinstance(model, StableDiffusion) else None
-    data = _data(configuration, folder, model.img_height, model.img_width, tokenizer)
+    checks.check_diffusion(configuration, model, materials.images)
+    if folder is not None:
+        check_known(folder, {"trainer": _known_trainer(configuration, model)})
+    texts = "text_encoder" in model.components()
+    tokenizer = model.tokenizer if texts else None
+    size = model.img_height, model.img_width
+    data = _data(configuration, materials, size, tokenizer)
     trained = configuration.train_text_encoder
     empty: dict[str, Any] = {}
     kept: tuple[str, ...] = ()
-    if settings.cache is not None:
-        parts = _cacheable(model, texts and not trained)
-        data = cached(data, settings.cache, progress=progress, **parts)
+    if configuration.data.cache is not None:
+        parts = {"image_encoder": model.image_encoder}
+        if texts and not trained:
+            parts["text_encoder"] = model.text_encoder
+        data = cached(data, configuration.data.cache, progress=progress, **parts)
         names = {"image_encoder": "latents", "text_encoder": "context"}
         kept = tuple(names[part] for part in parts)
         if data.empty_context is not None:
@@ -169,67 +183,27 @@ def _diffusion(configuration, progress):
         gradient_checkpointing=configuration.gradient_checkpointing,
         objective=configuration.objective,
         train_text_encoder=trained,
-        draw=_draw(model, configuration, folder),
+        draw=_generate(model, configuration, materials.images),
         **empty,
     )
-    optimizer = make_optimizer(configuration.optimizer, configuration.steps)
-    return Run(trainer, optimizer, data, configuration)
+    return Job(trainer, materials.optimizer, data, configuration)
 
 
-def _diffusion_model(configuration) -> Pipeline:
+def _pipeline(configuration) -> Any:
+    """Open the model, or make the plan of a new one; no network is loaded or made yet."""
     size = configuration.data.height, configuration.data.width
     if configuration.preset is not None:
         return open_model(configuration.preset, *size, dtype=configuration.dtype)
-    parts = configuration.model
     if None in size:
         raise ValueError("A new model needs `data.height` and `data.width`, in pixels.")
-    models: dict[str, Any] = {
-        "diffusion_model": DiffusionModel(
-            parts.diffusion_model, dtype=configuration.dtype, name="diffusion_model"
-        )
-    }
-    if parts.autoencoder is not None:
-        source = _source(parts.autoencoder)
-        for kind in ("image_encoder", "image_decoder"):
-            models[kind] = source.model(kind, configuration.dtype)
-    if parts.text_encoder is None:
-        model_class = PixelDiffusion if parts.autoencoder is None else LatentDiffusion
-        return model_class.from_parts(models, parts.schedule, size)
-    models["text_encoder"], tokenizer = _text_encoder(parts, configuration)
-    return StableDiffusion.from_parts(models, parts.schedule, size, tokenizer=tokenizer)
-
-
-def _text_encoder(parts, configuration):
-    """A text encoder, new or from another model, and its tokenizer."""
-    if isinstance(parts.text_encoder, TextEncoderArchitecture):
-        encoder = TextEncoder(parts.text_encoder, dtype=configuration.dtype, name="text_encoder")
-        clip_initialization.initialize(encoder, configuration.seed)
-        return encoder, _tokenizer(parts.tokenizer, parts.text_encoder)
-    source = _source(parts.text_encoder)
-    encoder = source.model("text_encoder", configuration.dtype)
-    return variables.without_projection(encoder), source.tokenizer()
-
-
-def _tokenizer(name, architecture):
-    if name == "byte_level":
-        return SimpleTokenizer.byte_level(max_length=architecture.max_length)
-    if name == "clip":
-        return SimpleTokenizer.default(max_length=architecture.max_length)
-    return _source(name).tokenizer()
-
-
-def _source(name) -> Source:
-    """Where parts come from; unlike a whole model's folder it need not hold all of them."""
-    if os.path.isdir(name):
-        return CheckpointSource(name, size=(1, 1))
-    return open_source(name)
+    source = NewModel(configuration.model, size, configuration.seed)
+    return class_of(source).from_source(source, *size, dtype=configuration.dtype)
 
 
 def _decided(configuration, model):
-    """The configuration with what follows from the model."""
+    """Return the configuration with what follows from the model."""
     objective, parts = configuration.objective, configuration.model
-    architecture = model.diffusion_model.architecture
-    if architecture.context_width is None and architecture.num_classes is None:
+    if not model.architecture("diffusion_model").inputs:
         objective = dataclasses.replace(objective, caption_dropout=0.0)
     new = parts is not None and isinstance(parts.text_encoder, TextEncoderArchitecture)
     return dataclasses.replace(
@@ -239,23 +213,18 @@ def _decided(configuration, model):
     )
 
 
-def _cacheable(model, texts):
-    """The encoders whose results the cache keeps."""
-    parts = {}
-    if not isinstance(model, PixelDiffusion):
-        parts["image_encoder"] = model.image_encoder
-    if texts:
-        parts["text_encoder"] = model.text_encoder
-    if not parts:
-        raise ValueError(
-            "A model of pixels without a fixed text encoder has nothing to cache. "
-            "Leave out `data.cache`."
-        )
-    return parts
+def _known_trainer(configuration, model):
+    """Return what is known of a trainer's `configuration` before there is a network."""
+    return {
+        "architecture": fields(model.architecture("diffusion_model")),
+        "schedule": fields(model.schedule),
+        "objective": fields(configuration.objective),
+        "train_text_encoder": configuration.train_text_encoder,
+    }
 
 
-def _draw(model, configuration, folder) -> Callable[[int], np.ndarray]:
-    """A function that draws pictures for the grids."""
+def _generate(model, configuration, images) -> Callable[[int], np.ndarray]:
+    """Return a function that generates the images of the grids."""
     samples = configuration.samples
     settings = {
         "num_steps": samples.num_steps,
@@ -263,11 +232,11 @@ def _draw(model, configuration, folder) -> Callable[[int], np.ndarray]:
         "seed": samples.seed,
         "verbose": 0,
     }
-    if isinstance(model, StableDiffusion):
-        captions = dict.fromkeys(row["caption"] for row in folder.rows)
+    if "text_encoder" in model.components():
+        captions = dict.fromkeys(row["caption"] for row in images.rows)
         prompts = samples.prompts or tuple(captions)[:64]
         return lambda count: model.text_to_image(_cycle(prompts, count), **settings)
-    num_classes = model.diffusion_model.architecture.num_classes
+    num_classes = model.architecture("diffusion_model").num_classes
     if num_classes is None:
         settings["unconditional_guidance_scale"] = 1.0
         return lambda count: model.generate_image(batch_size=count, **settings)
@@ -278,17 +247,22 @@ def _cycle(values: Sequence[Any], count: int) -> list[Any]:
     return [values[number % len(values)] for number in range(count)]
 
 
-def _autoencoder(configuration):
-    architecture, dtype = configuration.model, configuration.dtype
+def _autoencoder(configuration, materials):
+    architecture, source, dtype = configuration.model, None, configuration.dtype
     if configuration.preset is not None:
-        source = _source(configuration.preset)
+        source = open_parts(configuration.preset)
+        architecture = source.architecture("image_encoder")
+    checks.check_autoencoder_run(configuration, architecture)
+    data = _data(configuration, materials)
+    # Keras draws new weights from the process's own generators.
+    keras.utils.set_random_seed(configuration.seed)
+    if source is not None:
         halves = [source.model(kind, dtype) for kind in ("image_encoder", "image_decoder")]
     else:
         halves = [
             ImageEncoder(architecture, dtype=dtype, name="image_encoder"),
             ImageDecoder(architecture, dtype=dtype, name="image_decoder"),
         ]
-    autoencoder_config(fields(halves[0].architecture), 8)
     perceptual, files = None, configuration.perceptual
     if files is not None:
         perceptual = Perceptual.from_checkpoints(files.vgg16, files.linear)
@@ -302,91 +276,48 @@ def _autoencoder(configuration):
         objective=configuration.objective,
         latent_scale=configuration.latent_scale,
     )
-    data = _data(configuration, _folder(configuration.data))
-    optimizer = make_optimizer(configuration.optimizer, configuration.steps)
-    return Run(trainer, optimizer, data, configuration)
+    return Job(trainer, materials.optimizer, data, configuration)
 
 
-def _clip(configuration):
-    folder = _folder(configuration.data)
-    _needs(folder, "caption", "compares pictures with texts")
-    if configuration.preset is not None:
-        trainer = CLIPTrainer.from_folder(configuration.preset, configuration.dtype)
-        if trainer.tokenizer is None:
-            raise ValueError(f"{configuration.preset!r} holds no tokenizer.")
+def _clip(configuration, materials):
+    checks.check_column(materials.images, "caption", "CLIP compares images with texts")
+    parts, dtype = configuration.model, configuration.dtype
+    if parts is None:
+        text_encoder, image_tower = clip_folder.architectures(configuration.preset)
+        tokenizer = clip_folder.tokenizer_of(configuration.preset)
     else:
-        parts, dtype = configuration.model, configuration.dtype
-        tower = ImageTower(parts.image_tower, dtype=dtype, name="image_tower")
-        encoder = TextEncoder(parts.text_encoder, dtype=dtype, name="text_encoder")
+        text_encoder, image_tower = parts.text_encoder, parts.image_tower
+        tokenizer = open_tokenizer(parts.tokenizer, text_encoder)
+    checks.check_clip_run(configuration, image_tower, text_encoder, tokenizer)
+    data = _data(configuration, materials, (image_tower.image_size,) * 2, tokenizer)
+    if parts is None:
+        trainer = CLIPTrainer.from_folder(configuration.preset, dtype)
+    else:
+        tower = ImageTower(image_tower, dtype=dtype, name="image_tower")
+        encoder = TextEncoder(text_encoder, dtype=dtype, name="text_encoder")
         for network in (tower, encoder):
             clip_initialization.initialize(network, configuration.seed)
-        tokenizer = _tokenizer(parts.tokenizer, parts.text_encoder)
         trainer = CLIPTrainer(tower, encoder, tokenizer=tokenizer)
-    side = trainer.image_tower.architecture.image_size
-    data = _data(configuration, folder, side, side, trainer.tokenizer)
-    optimizer = make_optimizer(configuration.optimizer, configuration.steps)
-    return Run(trainer, exclude_from_decay(optimizer, trainer), data, configuration)
+    optimizer = exclude_from_decay(materials.optimizer, trainer)
+    return Job(trainer, optimizer, data, configuration)
 
 
-def _folder(settings) -> ImageFolder:
-    if settings.folder is None:
-        raise ValueError("`data.folder` is missing: give the folder of the pictures.")
-    return ImageFolder(settings.folder)
-
-
-def _needs(folder, column, reason):
-    if column not in folder.rows[0]:
-        raise ValueError(
-            f"The model {reason}, and {str(folder.path)!r} has no {column}s. Add them in its "
-            "metadata.jsonl."
-        )
-
-
-def _check_labels(folder, num_classes):
-    _needs(folder, "label", "draws classes")
-    highest = max(row["label"] for row in folder.rows)
-    if highest >= num_classes:
-        raise ValueError(
-            f"The model knows the classes 0 to {num_classes - 1}, and {str(folder.path)!r} has a "
-            f"label {highest}. Give a new model num_classes={highest + 1}."
-        )
-
-
-def _data(configuration, folder, height=None, width=None, tokenizer=None) -> Data:
+def _data(
+    configuration: Configuration,
+    materials: Materials,
+    size: tuple[int | None, int | None] = (None, None),
+    tokenizer: SimpleTokenizer | None = None,
+) -> Data:
+    """Return the data, of the configured size or else of the model's."""
     settings = configuration.data
-    height, width = settings.height or height, settings.width or width
-    if height is None or width is None:
-        raise ValueError("`data.height` and `data.width` are missing: give them in pixels.")
-    preprocessing = Preprocessing(height, width, settings.crop, settings.crop_share, settings.flip)
+    height, width = settings.height or size[0], settings.width or size[1]
+    assert height is not None and width is not None
     return Data(
-        folder,
-        preprocessing,
+        materials.images,
+        settings.preprocessing(height, width),
         tokenizer,
-        augmentation=[_layer(values) for values in settings.augmentation],
+        augmentation=materials.augmentation,
         seed=configuration.seed,
         shuffle=settings.shuffle,
         workers=settings.workers,
     )
-
-
-def _layer(values):
-    """A layer of keras-cv from its name and arguments."""
-    from keras_cv import layers
-
-    # Layers tell ranges by tuples, and JSON has lists alone.
-    arguments = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
-    name = arguments.pop("layer", None)
-    classes: dict[Any, Any] = {
-        key: value
-        for key, value in vars(layers).items()
-        if inspect.isclass(value) and issubclass(value, keras.layers.Layer)
-    }
-    if str(name) not in classes:
-        raise ValueError(
-            "data.augmentation: each item needs `layer`, the name of a layer in keras_cv.layers "
-            f"such as 'RandomContrast'. Received: {name!r}"
-        )
-    try:
-        return classes[name](**arguments, dtype="float32")
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"data.augmentation, {name}: {error}") from error

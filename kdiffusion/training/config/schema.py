@@ -1,4 +1,4 @@
-"""What a training run can be told, and its defaults."""
+"""The configuration of a training run: its keys, its defaults, and what refuses it at once."""
 
 from __future__ import annotations
 
@@ -6,171 +6,51 @@ import copy
 import dataclasses
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-from kdiffusion.models.architectures import (
-    AutoencoderArchitecture,
-    DiffusionArchitecture,
-    ImageTowerArchitecture,
-    TextEncoderArchitecture,
+import keras
+
+from kdiffusion.models.architectures import AutoencoderArchitecture
+from kdiffusion.records import fields, record
+from kdiffusion.training.config.sections import (
+    CLIPParts,
+    DataSettings,
+    DiffusionParts,
+    OptimizerSettings,
+    PerceptualFiles,
+    SampleSettings,
 )
-from kdiffusion.records import record
-from kdiffusion.sampling.schedule import Schedule
+from kdiffusion.training.loop.checks import check_accumulation, check_compute_dtype
 from kdiffusion.training.loop.settings import LoopSettings
-from kdiffusion.training.trainers.autoencoder import AutoencoderObjective
-from kdiffusion.training.trainers.diffusion_objective import Objective
+from kdiffusion.training.trainers.autoencoder import (
+    AutoencoderObjective,
+    check_latent_scale,
+)
+from kdiffusion.training.trainers.clip import check_towers
+from kdiffusion.training.trainers.diffusion import check_network
+from kdiffusion.training.trainers.diffusion_objective import Objective, check_schedule
 from kdiffusion.training.trainers.discriminator import DiscriminatorArchitecture
-
-
-@dataclass(frozen=True)
-class DataSettings:
-    """Where the pictures are and how they are shown to the network.
-
-    Args:
-        folder: path of the pictures, see `ImageFolder`.
-        height: int, in pixels; `None` for the size that the model draws by default.
-        width: int, likewise.
-        crop, crop_share, flip: see `Preprocessing`.
-        augmentation: list of dictionaries, each with `layer`, the name of a layer of
-            `keras_cv.layers`, and its arguments; values are from 0 to 255, see `Augmentation`.
-        cache: path of a folder for latents and text states, see `cached`; `None` for none.
-        shuffle, workers: see `Data`.
-    """
-
-    folder: str | None = None
-    height: int | None = None
-    width: int | None = None
-    crop: str = "center"
-    crop_share: float = 1.0
-    flip: bool = False
-    augmentation: tuple[dict, ...] = ()
-    cache: str | None = None
-    shuffle: bool = True
-    workers: int | None = None
-
-
-@dataclass(frozen=True)
-class OptimizerSettings:
-    """The optimizer and its learning rate.
-
-    Args:
-        name: of a class in `keras.optimizers`, in any case.
-        learning_rate: float, the highest.
-        warmup_steps: int, steps in which it rises from 0.
-        decay: `"constant"`, or `"cosine"` down to 0 at the last step.
-        settings: dictionary of further arguments of the class.
-    """
-
-    name: str = "adamw"
-    learning_rate: float = 1e-4
-    warmup_steps: int = 0
-    decay: str = "constant"
-    settings: dict = field(default_factory=dict)
-
-    def __post_init__(self):
-        if self.decay not in ("constant", "cosine"):
-            raise ValueError(
-                f"`decay` must be 'constant' or 'cosine'. Received: decay={self.decay!r}"
-            )
-        if not self.learning_rate > 0 or self.warmup_steps < 0:
-            raise ValueError(
-                "`learning_rate` must be positive and `warmup_steps` not negative. Received: "
-                f"learning_rate={self.learning_rate}, warmup_steps={self.warmup_steps}"
-            )
-
-
-@dataclass(frozen=True)
-class SampleSettings:
-    """The pictures that are drawn while a diffusion model is trained.
-
-    Args:
-        prompts: texts; none for the first captions of the data. A model of classes draws each.
-        num_steps: int, steps of the sampler.
-        guidance_scale: float.
-        seed: int, of the first picture.
-    """
-
-    prompts: tuple[str, ...] = ()
-    num_steps: int = 20
-    guidance_scale: float = 3.0
-    seed: int = 0
-
-
-@dataclass(frozen=True)
-class DiffusionParts:
-    """A diffusion model that is trained from nothing.
-
-    Args:
-        diffusion_model: `DiffusionArchitecture`.
-        schedule: `Schedule`.
-        autoencoder: the model whose autoencoder makes the latents: a folder or a preset; `None`
-            for a model of pixels.
-        text_encoder: the model whose text encoder is used; or a `TextEncoderArchitecture`, which is
-            trained too; `None` for a model without texts.
-        tokenizer: of a new text encoder, `"clip"`, `"byte_level"`, or a model that has one.
-    """
-
-    diffusion_model: DiffusionArchitecture
-    schedule: Schedule = Schedule()
-    autoencoder: str | None = None
-    text_encoder: TextEncoderArchitecture | str | None = None
-    tokenizer: str = "byte_level"
-
-    def __post_init__(self):
-        width = self.diffusion_model.context_width
-        if (width is None) != (self.text_encoder is None):
-            raise ValueError(
-                "A model of texts needs `text_encoder` and a `context_width` of its width in "
-                "`diffusion_model`; one without texts the `context_width` null and no "
-                f"`text_encoder`. Received: context_width={width} and "
-                f"{'no' if self.text_encoder is None else 'a'} text_encoder"
-            )
-        if width is not None and self.autoencoder is None:
-            raise ValueError("A model of texts draws latents: give `autoencoder` too.")
-
-
-@dataclass(frozen=True)
-class CLIPParts:
-    """A CLIP that is trained from nothing.
-
-    Args:
-        image_tower: `ImageTowerArchitecture`.
-        text_encoder: `TextEncoderArchitecture`, with a projection.
-        tokenizer: see `DiffusionParts`.
-    """
-
-    image_tower: ImageTowerArchitecture
-    text_encoder: TextEncoderArchitecture
-    tokenizer: str = "byte_level"
-
-
-@dataclass(frozen=True)
-class PerceptualFiles:
-    """The public weights of the perceptual network, see `Perceptual.from_checkpoints`.
-
-    Args:
-        vgg16: path.
-        linear: path.
-    """
-
-    vgg16: str
-    linear: str
+from weights_conversion import autoencoder_config, diffusion_model_config
 
 
 @dataclass(frozen=True)
 class Configuration:
-    """What all runs have in common.
+    """The settings that all runs have in common.
 
     Args:
         data: `DataSettings`.
         optimizer: `OptimizerSettings`.
-        loop: `LoopSettings`, whose seed is `seed` and which says nothing of it here.
+        loop: `LoopSettings`; its seed is `seed`.
         steps: int, how many steps to train.
-        seed: int from 0 to 2**32 - 1, of the new weights, the order of the data and all draws.
+        seed: int from 0 to 2**32 - 1, of new weights, the data's order and all random
+            numbers.
         dtype: Keras dtype policy of the networks, such as `"mixed_bfloat16"`.
-        preset: the model to go on from: a folder, or a name in `weights.presets.PRESETS`.
+        preset: the model to fine-tune: a folder, or a name in `weights.presets.PRESETS`.
         model: the architecture of a new one, in place of `preset`.
+
+    Raises:
+        ValueError: If a value is out of range, or values do not fit each other.
     """
 
     data: DataSettings
@@ -187,14 +67,15 @@ class Configuration:
             raise ValueError(f"`steps` must be 1 or more. Received: steps={self.steps}")
         if (self.preset is None) == (self.model is None):
             raise ValueError(
-                "Give either `preset`, a model to go on from, or `model`, the architecture of a "
+                "Give either `preset`, a model to fine-tune, or `model`, the architecture of a "
                 f"new one. Received: {'both' if self.preset else 'neither'}"
             )
         object.__setattr__(self, "loop", dataclasses.replace(self.loop, seed=self.seed))
+        _check_dtype(self.dtype)
 
     @property
     def fields(self) -> dict[str, Any]:
-        """All settings as JSON holds them; `resolve` makes the same configuration of them."""
+        """The settings as JSON holds them; `resolve` makes the same configuration of them."""
         values = json.loads(json.dumps(dataclasses.asdict(self)))
         del values["loop"]["seed"]
         return values
@@ -218,6 +99,25 @@ class DiffusionConfiguration(Configuration):
     gradient_checkpointing: bool = False
     samples: SampleSettings = SampleSettings()
 
+    def __post_init__(self):
+        super().__post_init__()
+        if self.data.cache is not None and (self.data.crop != "center" or self.data.augmentation):
+            raise ValueError(
+                "Latents are cached of one view of each image: use crop='center' and no "
+                f"augmentation, or no `cache`. Received: data.crop={self.data.crop!r} and "
+                f"{'some' if self.data.augmentation else 'no'} augmentation"
+            )
+        if self.model is None:
+            return
+        check_network(self.model.diffusion_model)
+        check_schedule(self.model.schedule)
+        diffusion_model_config(fields(self.model.diffusion_model))  # as it will be saved
+        if self.train_text_encoder and self.model.text_encoder is None:
+            raise ValueError(
+                "`train_text_encoder` needs a model of texts. Received: a model without "
+                "`text_encoder`. Leave it out."
+            )
+
 
 @dataclass(frozen=True)
 class AutoencoderConfiguration(Configuration):
@@ -237,6 +137,16 @@ class AutoencoderConfiguration(Configuration):
     perceptual: PerceptualFiles | None = None
     latent_scale: str = "global"
 
+    def __post_init__(self):
+        super().__post_init__()
+        separable = self.discriminator is None
+        check_accumulation(self.loop.accumulation, separable, "AutoencoderTrainer")
+        check_latent_scale(self.latent_scale, self.model)
+        if self.model is not None:
+            check_autoencoder(self.model)
+        if self.discriminator is not None:
+            check_image_channels("discriminator", self.discriminator.image_channels)
+
 
 @dataclass(frozen=True)
 class CLIPConfiguration(Configuration):
@@ -248,6 +158,18 @@ class CLIPConfiguration(Configuration):
 
     model: CLIPParts | None = None
 
+    def __post_init__(self):
+        super().__post_init__()
+        check_accumulation(self.loop.accumulation, False, "CLIPTrainer")
+        if self.loop.batch_size < 2:
+            raise ValueError(
+                "A contrastive loss compares the samples of a batch. Received: "
+                f"batch_size={self.loop.batch_size}. Use two or more."
+            )
+        if self.model is not None:
+            check_towers(self.model.image_tower, self.model.text_encoder, None)
+            check_image_channels("image_tower", self.model.image_tower.image_channels)
+
 
 KINDS: dict[str, type[Configuration]] = {
     "autoencoder": AutoencoderConfiguration,
@@ -255,8 +177,9 @@ KINDS: dict[str, type[Configuration]] = {
     "diffusion": DiffusionConfiguration,
 }
 
-# Where they are not those of the records: Rombach et al. 2022 and its code for the autoencoder,
-# Radford et al. 2021 for CLIP; an average of the weights for what draws.
+# These differ from the defaults of the records: the autoencoder's are those of Rombach et al. 2022
+# and its code, CLIP's those of Radford et al. 2021. A diffusion model averages its weights, because
+# averages generate better images.
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "autoencoder": {
         "optimizer": {
@@ -283,7 +206,7 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
 
 
 def resolve(kind: str, *layers: Mapping[str, Any]) -> Configuration:
-    """Make a configuration of what people have said.
+    """Make a configuration of settings.
 
     Args:
         kind: `"autoencoder"`, `"clip"` or `"diffusion"`.
@@ -301,17 +224,61 @@ def resolve(kind: str, *layers: Mapping[str, Any]) -> Configuration:
         optimizer = values.get("optimizer", {})
         name = _mapping(layer.get("optimizer")).get("name")
         if name not in (None, optimizer.get("name", OptimizerSettings.name)):
-            optimizer.pop("settings", None)  # another class does not know them
+            optimizer.pop("settings", None)  # another class has other arguments
         values = _merged(values, layer)
     if "seed" in _mapping(values.get("loop", {})):
-        raise ValueError("loop.seed is not set there. Give `seed` beside `loop`.")
+        raise ValueError("`loop` has no `seed` of its own. Give `seed` beside `loop`.")
     values.setdefault("data", {})
     values.setdefault("optimizer", {})
     return record(KINDS[kind], values)
 
 
+def check_autoencoder(architecture: AutoencoderArchitecture) -> None:
+    """Refuse an autoencoder that takes no images, or that no file can hold.
+
+    Args:
+        architecture: `AutoencoderArchitecture`.
+
+    Raises:
+        ValueError: For other images than those of three channels; for what diffusers lacks.
+    """
+    check_image_channels("the autoencoder", architecture.image_channels)
+    autoencoder_config(fields(architecture))
+
+
+def check_image_channels(name: str, channels: int) -> None:
+    """Refuse a network that takes no images of three channels.
+
+    Args:
+        name: str, for the message.
+        channels: int, channels of an image as the network takes it.
+
+    Raises:
+        ValueError: If they are not three.
+    """
+    if channels != 3:
+        raise ValueError(
+            f"Images have three channels, and {name} must take them. "
+            f"Received: image_channels={channels}. Use 3."
+        )
+
+
+def _check_dtype(dtype):
+    """Refuse a dtype policy that is unknown or cannot be trained with."""
+    try:
+        policy = keras.dtype_policies.get(dtype)
+    except ValueError:
+        policy = None
+    if policy is None or policy.quantization_mode or "float" not in policy.compute_dtype:
+        raise ValueError(
+            "`dtype` must be a Keras dtype policy of floating numbers. "
+            f"Received: dtype={dtype!r}. Use 'float32' or 'mixed_bfloat16'."
+        )
+    check_compute_dtype(policy.compute_dtype)
+
+
 def _merged(low, high):
-    """Nested dictionaries, one over the other."""
+    """Merge nested dictionaries, one over the other."""
     merged = dict(low)
     for name, value in high.items():
         nested = isinstance(value, Mapping) and isinstance(merged.get(name), Mapping)

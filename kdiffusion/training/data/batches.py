@@ -201,7 +201,7 @@ class Preparation:
             sample: dictionary of `image`, `caption`, `label`.
             place: int, the sample's place among all that are ever drawn.
         """
-        picture = to_unit(self.preprocessing(sample["image"], draws(self.seed, place)))
+        picture = to_unit(self.preprocessing(sample["image"], random_view(self.seed, place)))
         if self.augment is not None:
             raw = _stream(self.seed, _AUGMENTATION, place).random_raw()
             picture = self.augment(picture, int(raw) >> 1)
@@ -299,7 +299,7 @@ class Prefetch:
         self._thread.shutdown(wait=True, cancel_futures=True)
 
 
-def draws(seed: int, place: int) -> np.ndarray:
+def random_view(seed: int, place: int) -> np.ndarray:
     """Three uniform numbers in [0, 1) for the crop and the flip of a sample.
 
     Args:

@@ -23,8 +23,8 @@ from kdiffusion.training.data.batches import (
     Arrays,
     Data,
     check_columns,
-    draws,
     labels_and_index,
+    random_view,
 )
 
 _VERSION = 1  # of what stands in the files; another one makes other names
@@ -81,7 +81,7 @@ class CachedData(Data):
             parts = self.preparation.sample(sample, place)
         else:
             parts = {name: sample[name] for name in ("caption", "label") if name in sample}
-            flipped = self.preparation.preprocessing.flip and draws(self.seed, place)[2] < 0.5
+            flipped = self.preparation.preprocessing.flip and random_view(self.seed, place)[2] < 0.5
             moments = _load(self._latents[index])[int(flipped)]
             parts["mean"], parts["logvar"] = moments.astype(np.float32)
         if self._contexts is not None:

@@ -134,21 +134,28 @@ def newest(folder: Path) -> Saved | None:
     return found
 
 
+def peek(folder: Path) -> Saved | None:
+    """Read the manifest of the newest checkpoint whose manifest is whole; its files stay unread.
+
+    Args:
+        folder: the run's folder, which need not exist.
+
+    Returns:
+        `Saved`, or `None` if there is no such checkpoint.
+    """
+    for path in reversed(_paths(folder)):
+        with contextlib.suppress(CorruptCheckpoint):
+            return _manifest(path)[0]
+    return None
+
+
 def verify(path: Path) -> Saved:
     """Read a checkpoint's manifest and compare all its files with it.
 
     Raises:
         CorruptCheckpoint: If something is missing or is not what was written.
     """
-    try:
-        manifest = json.loads((path / MANIFEST).read_bytes())
-        expected = manifest.pop("sha256")
-        files, step, notes = manifest["files"], manifest["step"], manifest["notes"]
-        intact = json_sha256(manifest) == expected and path.name == f"step-{step:08d}"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CorruptCheckpoint(f"{path / MANIFEST} cannot be read: {error}.") from error
-    if not intact:
-        raise CorruptCheckpoint(f"{path / MANIFEST} is not as it was written.")
+    saved, files = _manifest(path)
     for name, written in files.items():
         file = path / name
         size = file.stat().st_size if file.is_file() else None
@@ -159,7 +166,21 @@ def verify(path: Path) -> Saved:
             )
         if file_sha256(file) != written["sha256"]:
             raise CorruptCheckpoint(f"{file} is not as it was written: its SHA-256 differs.")
-    return Saved(path, step, notes)
+    return saved
+
+
+def _manifest(path):
+    """Return what a checkpoint's manifest says of the run and of its files."""
+    try:
+        manifest = json.loads((path / MANIFEST).read_bytes())
+        expected = manifest.pop("sha256")
+        files, step, notes = manifest["files"], manifest["step"], manifest["notes"]
+        intact = json_sha256(manifest) == expected and path.name == f"step-{step:08d}"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CorruptCheckpoint(f"{path / MANIFEST} cannot be read: {error}.") from error
+    if not intact:
+        raise CorruptCheckpoint(f"{path / MANIFEST} is not as it was written.")
+    return Saved(path, step, notes), files
 
 
 def restore(saved: Saved, variables: Variables) -> None:

@@ -37,17 +37,21 @@ def identity(
         for variable in trainer.variables
         if id(variable) not in trained and variable is not trainer.steps
     ]
-    settings_fields = {name: value for name, value in asdict(settings).items() if name not in FREE}
     return _plain(
         {
             "trainer": {"class": type(trainer).__name__, **trainer.configuration},
             "trained": {name: _shapes(trainer, group) for name, group in groups.items()},
             "fixed": checkpoints.fingerprint(checkpoints.named(trainer, fixed)),
             "optimizers": optimizers,
-            "settings": settings_fields,
+            "settings": settings_fields(settings),
             "data": _first_batch(data, settings.batch_size),
         }
     )
+
+
+def settings_fields(settings: LoopSettings) -> dict[str, Any]:
+    """Return the settings that a run's results depend on, by name."""
+    return {name: value for name, value in asdict(settings).items() if name not in FREE}
 
 
 def optimizer_fields(optimizer: keras.Optimizer) -> dict[str, Any]:
@@ -67,11 +71,30 @@ def check_same(path: Path, saved: Mapping[str, Any], own: Mapping[str, Any]) -> 
         CheckpointMismatch: If they differ.
     """
     saved_values, own_values = dict(_leaves("", saved)), dict(_leaves("", own))
-    names = [
-        name
-        for name in {**saved_values, **own_values}
-        if saved_values.get(name) != own_values.get(name)
-    ]
+    _compare(path, saved_values, own_values, {**saved_values, **own_values})
+
+
+def check_known(folder: Path, known: Mapping[str, Any]) -> None:
+    """Refuse a folder whose newest checkpoint belongs to another run, as far as that is known.
+
+    It reads a manifest only, so it can be called before a model is opened.
+
+    Args:
+        folder: the run's folder, which need not exist.
+        known: some of the values of `identity`, under the same keys.
+
+    Raises:
+        CheckpointMismatch: If one of them differs.
+    """
+    saved = checkpoints.peek(folder)
+    if saved is not None:
+        own = dict(_leaves("", _plain(known)))
+        _compare(saved.path, dict(_leaves("", saved.notes["identity"])), own, own)
+
+
+def _compare(path, saved_values, own_values, names):
+    """Refuse values of two runs that differ."""
+    names = [name for name in names if saved_values.get(name) != own_values.get(name)]
     if names:
         differences = "; ".join(
             f"{name} was {saved_values.get(name)!r} and is {own_values.get(name)!r}"

@@ -14,13 +14,13 @@ import keras
 import numpy as np
 from keras import ops
 
-from kdiffusion.training.loop import checkpoints, gradients
+from kdiffusion.training.loop import checkpoints, checks, gradients
 from kdiffusion.training.loop.averages import Averages
 from kdiffusion.training.loop.identity import check_same, identity, optimizer_fields
 from kdiffusion.training.loop.interruption import Interruption
 from kdiffusion.training.loop.report import Report
 from kdiffusion.training.loop.settings import LoopSettings
-from kdiffusion.training.trainers.base import Trainer, check_one_device, check_optimizer
+from kdiffusion.training.trainers.base import Trainer, check_one_device
 from weights_conversion import CheckpointError
 
 
@@ -194,8 +194,8 @@ class Loop:
         for loss in losses.values():
             wrong |= ~np.isfinite(loss) if loss.shape == wrong.shape else False
         # With finite losses there is no telling which sample it was.
-        places = np.flatnonzero(wrong if wrong.any() else ~wrong)
-        samples = (places if identities is None else np.asarray(identities)[places]).tolist()
+        indices = np.flatnonzero(wrong if wrong.any() else ~wrong)
+        samples = (indices if identities is None else np.asarray(identities)[indices]).tolist()
         self._report.event({"step": self.step + 1, "skipped": samples})
         what = "samples" if identities is not None else "places of the batch"
         message = f"NaN or infinite loss or gradients at step {self.step}, {what} {samples}"
@@ -271,28 +271,11 @@ def _check(trainer, optimizers, settings):
     """Refuse what this loop would do wrongly."""
     check_one_device(trainer)
     for optimizer in optimizers.values():
-        check_optimizer(optimizer)
-    if settings.accumulation > 1 and not trainer.separable:
-        raise ValueError(
-            f"The loss of {type(trainer).__name__} compares the samples of a batch with one "
-            "another, so that parts of it have other losses than the whole. Received: "
-            f"accumulation={settings.accumulation}. Use 1, and gradient checkpointing or a smaller "
-            "batch to save memory."
-        )
-    for optimizer in optimizers.values():
-        if isinstance(optimizer, keras.optimizers.LossScaleOptimizer) or optimizer.global_clipnorm:
-            raise ValueError(
-                "This loop clips by the global norm itself and does not scale losses. Received: "
-                f"{type(optimizer).__name__} with global_clipnorm={optimizer.global_clipnorm}. "
-                "Use `clip_norm` of LoopSettings, and bfloat16 rather than float16."
-            )
-    half = {layer.compute_dtype for layer in trainer.layers} & {"float16"}
-    if half:
-        raise ValueError(
-            "Gradients of float16 vanish without loss scaling, which this loop does not have. "
-            "Received: a network that computes in float16. Use bfloat16, such as "
-            "dtype='mixed_bfloat16'."
-        )
+        checks.check_optimizer(optimizer)
+    name = type(trainer).__name__
+    checks.check_accumulation(settings.accumulation, trainer.separable, name)
+    for layer in trainer.layers:
+        checks.check_compute_dtype(layer.compute_dtype)
 
 
 def _scale(norm, settings):

@@ -92,6 +92,11 @@ class LoopSettings:
                 "`ema_decay` must be from 0 to 1, without 1, or None. "
                 f"Received: ema_decay={self.ema_decay!r}"
             )
+        if self.jit_compile not in (True, False, "auto"):
+            raise ValueError(
+                "`jit_compile` must be True, False or 'auto'. "
+                f"Received: jit_compile={self.jit_compile!r}"
+            )
         if not 0 <= self.seed < 2**32:
             raise ValueError(
                 f"`seed` must be a whole number from 0 to 2**32 - 1. Received: seed={self.seed!r}"

@@ -14,12 +14,13 @@ import numpy as np
 from keras import ops
 
 from kdiffusion.images import to_uint8
+from kdiffusion.models.architectures import AutoencoderArchitecture
 from kdiffusion.models.image_decoder import ImageDecoder
 from kdiffusion.models.image_encoder import ImageEncoder
 from kdiffusion.records import fields
 from kdiffusion.runtime import backend
 from kdiffusion.training import random
-from kdiffusion.training.trainers.base import Batch, PartTrainer, places
+from kdiffusion.training.trainers.base import Batch, PartTrainer, sample_index
 from kdiffusion.training.trainers.discriminator import (
     adaptive_weight,
     generator_loss,
@@ -140,11 +141,7 @@ class AutoencoderTrainer(PartTrainer):
                 "The image encoder and decoder must have the same architecture. Received: "
                 f"{image_encoder.architecture} and {image_decoder.architecture}"
             )
-        if latent_scale not in LATENT_SCALES:
-            raise ValueError(
-                f"`latent_scale` must be one of {', '.join(LATENT_SCALES)}. "
-                f"Received: latent_scale={latent_scale!r}"
-            )
+        check_latent_scale(latent_scale, image_encoder.architecture)
         self.image_encoder = image_encoder
         self.image_decoder = image_decoder
         self.perceptual = perceptual
@@ -213,14 +210,14 @@ class AutoencoderTrainer(PartTrainer):
         if "images" not in batch:
             raise ValueError(f"A batch needs `images`. Received: a batch of {sorted(batch)}.")
         pictures = ops.cast(batch["images"], "float32")
-        start, penalty, figures = self._code(pictures, key, step, places(batch))
+        start, penalty, figures = self._code(pictures, key, step, sample_index(batch))
         features = self._features(start)
         reconstruction = self._picture(features, self._last.kernel)
         loss, terms = self._difference(pictures, reconstruction)
         figures = {"psnr": _psnr(pictures, reconstruction), **terms, **figures}
         if self.discriminator is None:
             return {"autoencoder": loss + penalty}, figures
-        fake = self._opinion(reconstruction)
+        fake = self._logits(reconstruction)
         real, seen = map(self.discriminator, (pictures, ops.stop_gradient(reconstruction)))
         terms = {
             "generator": generator_loss(fake),
@@ -343,7 +340,7 @@ class AutoencoderTrainer(PartTrainer):
             loss = loss * math.prod(pictures.shape[1:])
         return loss, terms
 
-    def _opinion(self, pictures):
+    def _logits(self, pictures):
         """Logits of pictures, without a gradient to the discriminator's variables."""
         model: Any = self.discriminator
         fixed = [ops.stop_gradient(ops.convert_to_tensor(value)) for value in model.variables]
@@ -358,12 +355,36 @@ class AutoencoderTrainer(PartTrainer):
             return ops.mean(self._difference(pictures, self._picture(features, kernel))[0])
 
         def generator(kernel):
-            return ops.mean(generator_loss(self._opinion(self._picture(features, kernel))))
+            return ops.mean(generator_loss(self._logits(self._picture(features, kernel))))
 
         weight = adaptive_weight(reconstruction, generator, ops.cast(self._last.kernel, "float32"))
         objective = self.objective
         start = objective.disc_start + objective.disc_warmup
         return _from(start, step) * objective.adversarial_weight * weight
+
+
+def check_latent_scale(latent_scale: str, architecture: AutoencoderArchitecture | None) -> None:
+    """Refuse a way to scale the latents that is unknown, or that no file can hold.
+
+    Args:
+        latent_scale: see `AutoencoderTrainer`.
+        architecture: `AutoencoderArchitecture`; `None` if it is not known yet.
+
+    Raises:
+        ValueError: If it is not one of `LATENT_SCALES`, or by channel with a codebook.
+    """
+    if latent_scale not in LATENT_SCALES:
+        raise ValueError(
+            f"`latent_scale` must be one of {', '.join(LATENT_SCALES)}. "
+            f"Received: latent_scale={latent_scale!r}"
+        )
+    codebook_size = None if architecture is None else architecture.codebook_size
+    if latent_scale == "channel" and codebook_size is not None:
+        raise ValueError(
+            "diffusers scales the latents of an autoencoder with a codebook by one number. "
+            f"Received: latent_scale={latent_scale!r}, codebook_size={codebook_size}. Use "
+            "latent_scale='global'."
+        )
 
 
 def _name(part):

@@ -171,7 +171,7 @@ class PartTrainer(Trainer):
     non_trainable_weights = non_trainable_variables
 
 
-def places(batch: Batch) -> Any:
+def sample_index(batch: Batch) -> Any:
     """The `index` of a batch, or the places of its samples where it has none.
 
     Args:

@@ -10,6 +10,10 @@ import keras
 import numpy as np
 from keras import ops
 
+from kdiffusion.models.architectures import (
+    ImageTowerArchitecture,
+    TextEncoderArchitecture,
+)
 from kdiffusion.models.image_tower import ImageTower
 from kdiffusion.models.text_encoder import TextEncoder
 from kdiffusion.records import fields
@@ -77,7 +81,7 @@ class CLIPTrainer(Trainer):
         name: str | None = None,
     ):
         super().__init__(seed=seed, name=name)
-        _check_towers(image_tower.architecture, text_encoder.architecture, tokenizer)
+        check_towers(image_tower.architecture, text_encoder.architecture, tokenizer)
         if not 0 <= logit_scale <= MAX_LOGIT_SCALE:
             raise ValueError(
                 f"`logit_scale` must be between 0 and {MAX_LOGIT_SCALE:.4f}, the logarithm of 100. "
@@ -307,20 +311,54 @@ def _check_batch(batch):
         )
 
 
-def _check_towers(image_tower, text_encoder, tokenizer):
+def check_towers(
+    image_tower: ImageTowerArchitecture,
+    text_encoder: TextEncoderArchitecture,
+    tokenizer: SimpleTokenizer | None,
+) -> None:
+    """Refuse networks and a tokenizer that do not belong together.
+
+    Args:
+        image_tower: architecture of the image tower.
+        text_encoder: architecture of the text encoder.
+        tokenizer: `SimpleTokenizer`, or `None`.
+
+    Raises:
+        ValueError: If the two do not project to the same width, or the tokenizer is of another
+            vocabulary.
+    """
     widths = (image_tower.projection_width, text_encoder.projection_width)
     if widths[0] != widths[1]:
         raise ValueError(
             "Image tower and text encoder must project to the same width. Received: "
             f"projection_width={widths[0]} and {widths[1]}"
         )
-    if tokenizer is None:
-        return
+    if tokenizer is not None:
+        check_tokenizer(tokenizer, text_encoder)
+
+
+def check_tokenizer(tokenizer: SimpleTokenizer, text_encoder: TextEncoderArchitecture) -> None:
+    """Refuse a tokenizer whose ids are not those of a text encoder.
+
+    Args:
+        tokenizer: `SimpleTokenizer`.
+        text_encoder: architecture of the text encoder.
+
+    Raises:
+        ValueError: If the encoder has too few embeddings or positions, or ends texts with another
+            id.
+    """
     expected = (text_encoder.vocabulary_size, text_encoder.end_id)
     found = (len(tokenizer.vocab), tokenizer.end_of_text)
     if found[0] > expected[0] or found[1] != expected[1]:
         raise ValueError(
             f"The text encoder has {expected[0]} token embeddings and ends texts with id "
             f"{expected[1]}. Received: a tokenizer of {found[0]} tokens that ends them with "
-            f"{found[1]}."
+            f"{found[1]}. Use vocabulary_size={found[0]} and end_id={found[1]}, or its tokenizer."
+        )
+    if tokenizer.max_length > text_encoder.max_length:
+        raise ValueError(
+            f"The text encoder reads rows of {text_encoder.max_length} tokens at most. Received: a "
+            f"tokenizer whose rows have {tokenizer.max_length}. Use "
+            f"max_length={tokenizer.max_length}, or another tokenizer."
         )

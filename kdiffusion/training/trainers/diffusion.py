@@ -12,19 +12,22 @@ import keras
 import numpy as np
 from keras import ops
 
+from kdiffusion.models.architectures import (
+    AutoencoderArchitecture,
+    DiffusionArchitecture,
+    TextEncoderArchitecture,
+)
 from kdiffusion.models.diffusion_model import DiffusionModel
 from kdiffusion.models.image_encoder import ImageEncoder
 from kdiffusion.models.text_encoder import TextEncoder
-from kdiffusion.pipelines.latent import LatentPipeline
-from kdiffusion.pipelines.text import TextPipeline
 from kdiffusion.records import fields
 from kdiffusion.sampling.schedule import Schedule
 from kdiffusion.training import random
-from kdiffusion.training.trainers.base import Batch, PartTrainer, places
+from kdiffusion.training.trainers.base import Batch, PartTrainer, sample_index
 from kdiffusion.training.trainers.diffusion_objective import (
-    Levels,
+    LossCoefficients,
     Objective,
-    levels,
+    loss_coefficients,
     noisy,
     squared_error,
     target,
@@ -88,10 +91,16 @@ class DiffusionTrainer(PartTrainer):
         self.objective = objective
         self.train_text_encoder = train_text_encoder
         self.empty = {name: np.asarray(value) for name, value in (empty or {}).items()}
-        _check_parts(self)
-        self._levels = levels(schedule, objective)
-        self._draw = draw
-        self._model: Any = None
+        check_parts(
+            diffusion_model.architecture,
+            _architecture(image_encoder),
+            _architecture(text_encoder),
+            objective,
+            train_text_encoder,
+        )
+        self._coefficients = loss_coefficients(schedule, objective)
+        self._generate = draw
+        self.pipeline: Any = None
 
     @classmethod
     def from_model(
@@ -136,13 +145,13 @@ class DiffusionTrainer(PartTrainer):
                 model.diffusion_model, gradient_checkpointing=True
             )
         parts: dict[str, Any] = {"empty": {}}
-        if isinstance(model, LatentPipeline) and "latents" not in cached:
+        if "image_encoder" in model.components() and "latents" not in cached:
             parts["image_encoder"] = model.image_encoder
-        if isinstance(model, TextPipeline) and "context" not in cached:
+        if "text_encoder" in model.components() and "context" not in cached:
             parts["text_encoder"] = model.text_encoder
             parts["empty"] = {"tokens": model.tokenizer.rows([""])[0]}
         trainer = cls(model.diffusion_model, model.schedule, **{**parts, **settings})
-        trainer._model = model
+        trainer.pipeline = model
         return trainer
 
     @property
@@ -175,7 +184,7 @@ class DiffusionTrainer(PartTrainer):
         The figures are the mean squared errors that the prediction's error means for the noise
         and for the denoised latents, which can be compared between kinds of prediction.
         """
-        index = places(batch)
+        index = sample_index(batch)
         uniform = functools.partial(random.uniform, key, step, index)
         normal = functools.partial(random.normal, key, step, index)
         timestep, level = self._level(key, step, index)
@@ -204,7 +213,7 @@ class DiffusionTrainer(PartTrainer):
 
     def samples(self, count: int) -> np.ndarray | None:
         """See `Trainer.samples`; what `draw` draws."""
-        return None if self._draw is None else self._draw(count)
+        return None if self._generate is None else self._generate(count)
 
     def save(self, folder: str | os.PathLike) -> None:
         """Write a folder in diffusers' layout, whole or not at all.
@@ -218,8 +227,8 @@ class DiffusionTrainer(PartTrainer):
         Raises:
             ValueError: If the folder exists already.
         """
-        if self._model is not None:
-            self._model.save(folder)
+        if self.pipeline is not None:
+            self.pipeline.save(folder)
             return
         models: dict[str, Any] = {"diffusion_model": self.diffusion_model}
         if self.train_text_encoder:
@@ -227,15 +236,15 @@ class DiffusionTrainer(PartTrainer):
         weights.save(folder, models, self.schedule)
 
     def _level(self, key, step, index):
-        """A timestep for each sample, (batch,) int32, and `Levels` of it, (batch,) float32."""
+        """Draw a timestep for each sample, and look up its `LossCoefficients`, (batch,) each."""
         if self.objective.stratified:
             share = random.stratified(key, step, index, random.TIMESTEP)
         else:
             share = random.uniform(key, step, index, (), random.TIMESTEP)
         timestep = ops.cast(ops.floor(share * self.schedule.num_timesteps), "int32")
-        tables = (ops.convert_to_tensor(x, "float32") for x in self._levels)
+        tables = (ops.convert_to_tensor(x, "float32") for x in self._coefficients)
         rows = (ops.take(table, timestep) for table in tables)
-        return timestep, Levels(*rows)
+        return timestep, LossCoefficients(*rows)
 
     def _latents(self, batch, normal):
         if "mean" in batch:
@@ -255,9 +264,9 @@ class DiffusionTrainer(PartTrainer):
         dropped = None
         if self.objective.caption_dropout:
             dropped = uniform((), random.CAPTION_DROPOUT) < self.objective.caption_dropout
-        if architecture.context_width is not None:
+        if "context" in architecture.inputs:
             conditions["context"] = self._context(batch, dropped)
-        if architecture.num_classes is not None:
+        if "label" in architecture.inputs:
             label = ops.cast(_of(batch, "label"), "int32")
             if dropped is not None:
                 label = ops.where(dropped, architecture.num_classes, label)
@@ -301,31 +310,67 @@ def _of(batch, name):
     return batch[name]
 
 
-def _check_parts(trainer):
-    """Refuse parts that do not fit each other."""
-    network = trainer.diffusion_model.architecture
-    encoder, text_encoder = trainer.image_encoder, trainer.text_encoder
-    if network.in_channels != network.out_channels:
-        raise ValueError(
-            "An inpainting network is told a mask and a picture, which no batch has. Received: "
-            f"in_channels={network.in_channels}, out_channels={network.out_channels}."
-        )
-    if encoder is not None and encoder.architecture.latent_channels != network.out_channels:
+def check_parts(
+    network: DiffusionArchitecture,
+    autoencoder: AutoencoderArchitecture | None,
+    text_encoder: TextEncoderArchitecture | None,
+    objective: Objective,
+    train_text_encoder: bool = False,
+) -> None:
+    """Refuse parts that cannot be trained together; their architectures tell, without weights.
+
+    Args:
+        network: architecture of the diffusion model.
+        autoencoder: architecture of the image encoder; `None` if there is none.
+        text_encoder: architecture of the text encoder; `None` if there is none.
+        objective: `Objective`.
+        train_text_encoder: bool, whether the text encoder learns too.
+
+    Raises:
+        ValueError: If the parts do not fit each other.
+    """
+    check_network(network)
+    if autoencoder is not None and autoencoder.latent_channels != network.out_channels:
         raise ValueError(
             "The image encoder's latents must have the network's channels. Received: "
-            f"latent_channels={encoder.architecture.latent_channels}, "
-            f"out_channels={network.out_channels}."
+            f"latent_channels={autoencoder.latent_channels}, out_channels={network.out_channels}."
         )
-    if text_encoder is not None and text_encoder.architecture.width != network.context_width:
+    if text_encoder is not None and text_encoder.width != network.context_width:
         raise ValueError(
             "The text encoder's states must have the network's context width. Received: "
-            f"width={text_encoder.architecture.width}, context_width={network.context_width}."
+            f"width={text_encoder.width}, context_width={network.context_width}."
         )
-    if trainer.train_text_encoder and text_encoder is None:
+    if train_text_encoder and text_encoder is None:
         raise ValueError("`train_text_encoder=True` needs a `text_encoder`. Received: None.")
-    conditional = network.context_width is not None or network.num_classes is not None
-    if trainer.objective.caption_dropout and not conditional:
+    if objective.caption_dropout and not network.inputs:
         raise ValueError(
             "An unconditional network has no captions or classes to drop. Received: "
-            f"caption_dropout={trainer.objective.caption_dropout}. Use 0."
+            f"caption_dropout={objective.caption_dropout}. Use 0."
         )
+
+
+def check_network(network: DiffusionArchitecture) -> None:
+    """Refuse a network with inputs that no batch has.
+
+    Args:
+        network: architecture of the diffusion model.
+
+    Raises:
+        ValueError: If it takes more than latents, a timestep, a context and a label.
+    """
+    unknown = sorted(set(network.inputs) - {"context", "label"})
+    if unknown:
+        raise ValueError(
+            "This trainer conditions a network on a context and a label. Received: a network with "
+            f"the inputs {', '.join(network.inputs)}. Use one without {', '.join(unknown)}."
+        )
+    if network.conditioning_channels:
+        raise ValueError(
+            "An inpainting network takes a mask and an image beside the latents, which no batch "
+            f"has. Received: in_channels={network.in_channels}, "
+            f"out_channels={network.out_channels}. Use the model that it was made of."
+        )
+
+
+def _architecture(model):
+    return None if model is None else model.architecture

@@ -66,7 +66,7 @@ class Objective:
             )
 
 
-class Levels(NamedTuple):
+class LossCoefficients(NamedTuple):
     """What training needs to know of noise levels: a float array for each, of one shape.
 
     Args:
@@ -85,7 +85,7 @@ class Levels(NamedTuple):
     to_epsilon: Any
 
 
-def levels(schedule: Schedule, objective: Objective) -> Levels:
+def loss_coefficients(schedule: Schedule, objective: Objective) -> LossCoefficients:
     """The levels of all timesteps.
 
     Args:
@@ -93,18 +93,19 @@ def levels(schedule: Schedule, objective: Objective) -> Levels:
         objective: `Objective`.
 
     Returns:
-        `Levels` of (num_timesteps,) float64 arrays.
+        `LossCoefficients` of (num_timesteps,) float64 arrays.
 
     Raises:
         ValueError: If noise is to be predicted from pure noise.
     """
     alphas_cumprod = schedule.alphas_cumprod
-    _check_terminal(schedule, objective)
+    check_schedule(schedule)
+    _warn_of_untrained(schedule, objective)
     a, s = np.sqrt(alphas_cumprod), np.sqrt(1.0 - alphas_cumprod)
     snr = alphas_cumprod / (1.0 - alphas_cumprod)
     to_denoised = np.array([schedule.denoised_coefficients(*pair)[1] ** 2 for pair in zip(a, s)])
     to_epsilon = {"epsilon": np.ones_like(a), "v": alphas_cumprod, "sample": snr}
-    return Levels(
+    return LossCoefficients(
         a,
         s,
         loss_weight(snr, schedule.prediction, objective),
@@ -181,19 +182,35 @@ def squared_error(prediction: Any, target: Any) -> Any:
     return ops.mean(ops.square(difference), axis=(1, 2, 3))
 
 
-def _check_terminal(schedule, objective):
-    if schedule.alphas_cumprod[-1] > 0.0:
-        return
-    if schedule.prediction == "epsilon":
+def check_schedule(schedule: Schedule) -> None:
+    """Refuse to predict noise from pure noise.
+
+    Args:
+        schedule: `Schedule`.
+
+    Raises:
+        ValueError: If the schedule ends in pure noise, and noise is what the network predicts.
+    """
+    if schedule.prediction == "epsilon" and _ends_in_noise(schedule):
         raise ValueError(
-            "A network that predicts noise learns nothing of the picture where the input is noise "
+            "A network that predicts noise learns nothing of the image where the input is noise "
             "alone. Received: prediction='epsilon' with zero terminal signal-to-noise ratio. Use "
             "prediction='v' or 'sample', or rescale_zero_terminal_snr=False."
         )
+
+
+def _warn_of_untrained(schedule, objective):
+    """Warn of a weighting that leaves out the timestep where sampling starts."""
+    if not _ends_in_noise(schedule):
+        return
     if loss_weight(np.zeros(1), schedule.prediction, objective)[0] == 0.0:
         warnings.warn(
             f"weighting={objective.weighting!r} gives pure noise, where a schedule with zero "
-            "terminal signal-to-noise ratio starts to draw, the weight 0: it is never trained. "
+            "terminal signal-to-noise ratio starts to sample, the weight 0: it is never trained. "
             "Use weighting='uniform'.",
             stacklevel=4,
         )
+
+
+def _ends_in_noise(schedule):
+    return not schedule.alphas_cumprod[-1] > 0.0

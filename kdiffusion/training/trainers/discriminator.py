@@ -34,6 +34,16 @@ class DiscriminatorArchitecture:
     channels: int = 64
     depth: int = 3
 
+    def __post_init__(self):
+        for name, value in vars(self).items():
+            if value < 1:
+                raise ValueError(f"`{name}` must be 1 or more. Received: {name}={value!r}")
+
+    @property
+    def smallest_side(self) -> int:
+        """The smallest height or width of an image, in pixels, that has a logit."""
+        return 3 * 2**self.depth
+
 
 @_serializable
 class Discriminator(ArchitectureModel):

@@ -21,6 +21,8 @@ _serializable = keras.saving.register_keras_serializable(package="kdiffusion")
 _SHIFT = (-0.030, -0.088, -0.188)
 _SCALE = (0.458, 0.448, 0.450)
 _EPSILON = 1e-10
+# VGG16 halves an image four times.
+SMALLEST_SIDE = 16
 # So that a position whose features are all zero has a gradient; its square root is far below
 # epsilon.
 _SMALLEST = 1e-30
@@ -94,7 +96,7 @@ class Perceptual(keras.Model):
         name: str or `None`.
 
     Call arguments:
-        first: (batch, height, width, 3) in [-1, 1], sides of 16 pixels at least.
+        first: (batch, height, width, 3) in [-1, 1], sides of `SMALLEST_SIDE` pixels at least.
         second: tensor like `first`.
 
     Output shape:
