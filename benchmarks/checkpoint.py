@@ -13,8 +13,8 @@ from kdiffusion.models.architectures import (
     DiffusionArchitecture,
     TextEncoderArchitecture,
 )
-from kdiffusion.weights import variables
-from kdiffusion.weights.sources import RandomSource
+from kdiffusion.weights.random_tiny import RandomSource
+from kdiffusion.weights.save import save
 
 
 class FullSize(RandomSource):
@@ -23,9 +23,10 @@ class FullSize(RandomSource):
     name = "random-full-size"
     height = width = 512
 
-    _ARCHITECTURES = {
+    architectures = {
         "text_encoder": TextEncoderArchitecture(),
-        "autoencoder": AutoencoderArchitecture(),
+        "image_encoder": AutoencoderArchitecture(),
+        "image_decoder": AutoencoderArchitecture(),
         "diffusion_model": DiffusionArchitecture(),
     }
 
@@ -39,16 +40,16 @@ def main():
     parser.add_argument("source", choices=SOURCES)
     arguments = parser.parse_args()
     source = SOURCES[arguments.source]()
-    models = {kind: source.model(kind, "float32") for kind in variables.MODELS}
+    models = {name: source.model(name, "float32") for name in source.architectures}
     arguments.folder.parent.mkdir(parents=True, exist_ok=True)
-    variables.save(
+    save(
         arguments.folder,
         models,
         source.schedule(),
-        source.sampling(),
-        (source.height, source.width),
-        source.tokenizer(),
-        "StableDiffusionPipeline",
+        sampling=source.sampling(),
+        size=(source.height, source.width),
+        tokenizers={"text_encoder": source.tokenizer()},
+        whole=True,
     )
 
 

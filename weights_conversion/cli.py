@@ -33,7 +33,7 @@ _SECONDS_BETWEEN = 0.2  # two lines of progress
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line and returns its exit code: 0, 1 after an error, 130 after Ctrl-C."""
+    """Run the command line and return its exit code: 0, 1 after an error, 130 after Ctrl-C."""
     parser = argparse.ArgumentParser(
         prog="python -m weights_conversion", description="Public checkpoints, in and out."
     )
@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def add_commands(
     commands: argparse._SubParsersAction, write_tokenizer: WriteTokenizer | None = None
 ) -> None:
-    """Adds the commands to a parser's subparsers; each sets `run`, a function of the arguments.
+    """Add the commands to a parser's subparsers; each sets `run`, a function of the arguments.
 
     Args:
         commands: of the parser.
@@ -135,7 +135,7 @@ def _repair(arguments: argparse.Namespace) -> None:
 
 
 class _Progress:
-    """Tells on the standard error how far it is: one changing line of a terminal, else tenths."""
+    """Progress on the standard error: one changing line of a terminal, else tenths."""
 
     def __init__(self) -> None:
         self._began = self._told_at = time.monotonic()

@@ -75,7 +75,7 @@ def _parser(command: Sequence[str] = ()) -> argparse.ArgumentParser:
     samplers.add_arguments(commands.add_parser("samplers", help="list the samplers"))
     if _CHECKPOINT_COMMANDS.keys() & set(command):
         from kdiffusion.cli.tokenizers import write_tokenizer
-        from weights_conversion.cli import add_commands
+        from weights_conversion import add_commands
 
         add_commands(commands, write_tokenizer)
     else:

@@ -9,12 +9,13 @@ from typing import Any
 from kdiffusion.text.vocabulary import NAME, PATH_VARIABLE, local_vocabulary
 
 
-def write_tokenizer(folder: Path, source: Any) -> bool:
+def write_tokenizer(folder: Path, source: Any, name: str) -> bool:
     """Write the tokenizer of a single file's text encoder, if CLIP's vocabulary is here.
 
     Args:
-        folder: the `tokenizer/` folder to make.
+        folder: the folder to make, `tokenizer/` of most models.
         source: `weights_conversion.SingleFile`, which has the vocabulary's size and the pad id.
+        name: str, the text encoder's name in it.
 
     Returns:
         bool, whether it was written; if not, a warning says why.
@@ -24,18 +25,18 @@ def write_tokenizer(folder: Path, source: Any) -> bool:
     path = local_vocabulary()
     if path is None:
         warnings.warn(
-            "The folder has no tokenizer/, because CLIP's vocabulary is not on this machine. "
+            f"The folder has no {folder.name}/, because CLIP's vocabulary is not on this machine. "
             f"kdiffusion does without; for other programs set {PATH_VARIABLE} to a copy of {NAME} "
             "and convert again, or pass --tokenizer.",
             stacklevel=2,
         )
         return False
-    tokenizer = SimpleTokenizer.from_bpe(path, pad_id=source.pad_id)
-    size = source.fields("text_encoder")["vocabulary_size"]
+    tokenizer = SimpleTokenizer.from_bpe(path, pad_id=source.pad_id(name))
+    size = source.fields(name)["vocabulary_size"]
     if size != len(tokenizer.vocab):
         warnings.warn(
-            f"The folder has no tokenizer/, because the text encoder knows {size:,} tokens, not "
-            f"the {len(tokenizer.vocab):,} of CLIP. Pass --tokenizer.",
+            f"The folder has no {folder.name}/, because the text encoder knows {size:,} tokens, "
+            f"not the {len(tokenizer.vocab):,} of CLIP. Pass --tokenizer.",
             stacklevel=2,
         )
         return False

@@ -24,7 +24,8 @@ from kdiffusion.sampling.run import Run
 from kdiffusion.sampling.schedule import Schedule
 from kdiffusion.sampling.spacing import Spacing
 from kdiffusion.text.tokenizer import SimpleTokenizer
-from kdiffusion.weights.sources import Built, PartsSource, Source, ignore, open_source
+from kdiffusion.weights.find import open_source
+from kdiffusion.weights.sources import Built, PartsSource, Source
 
 Conditions = Mapping[str, np.ndarray]
 
@@ -56,7 +57,7 @@ class Component:
         """Return the network, or `None` if it is not loaded yet."""
         return getattr(instance, self.attribute, None)
 
-    def load(self, instance: Pipeline, built: Built = ignore) -> Any:
+    def load(self, instance: Pipeline, built: Built | None = None) -> Any:
         """Return the network; if it has to be loaded, call `built` before its weights are read."""
         if self.loaded(instance) is None:
             model = instance.source.model(self.part, instance.dtype_policy, built)
@@ -72,7 +73,7 @@ class Pipeline(abc.ABC):
         img_width: int, default width of an image in pixels.
         jit_compile: `True`, `False` or `"auto"`, whether to compile with XLA. Automatic means
             everywhere but on TensorFlow's CPU, where a plain graph is faster.
-        preset: where the parts come from, see `weights.sources.open_source`.
+        preset: where the parts come from, see `weights.find.open_source`.
         dtype: Keras dtype policy of all networks, or `None` for the global one. `"bfloat16"` and
             `"float16"` also store the weights in half.
 
@@ -150,7 +151,7 @@ class Pipeline(abc.ABC):
         *,
         dtype: Any = None,
     ) -> Self:
-        """Make a model of an open source, see `weights.sources.open_source`.
+        """Make a model of an open source, see `weights.find.open_source`.
 
         Args:
             source: where its parts come from.

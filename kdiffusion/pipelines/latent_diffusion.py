@@ -19,7 +19,7 @@ from kdiffusion.pipelines.settings import (
     shares_settings,
 )
 from kdiffusion.pipelines.starts import noise_start
-from kdiffusion.weights.variables import save
+from kdiffusion.weights.save import save
 
 
 class LabelledDiffusion(Pipeline):
@@ -155,7 +155,7 @@ class LatentDiffusion(LatentPipeline, LabelledDiffusion):
             "diffusion_model": self.diffusion_model,
         }
         size = (self.img_height, self.img_width)
-        save(path, models, self.schedule, self.default_sampling, size, pipeline="LatentDiffusion")
+        save(path, models, self.schedule, sampling=self.default_sampling, size=size, whole=True)
 
 
 class PixelDiffusion(LabelledDiffusion):
@@ -204,7 +204,7 @@ class PixelDiffusion(LabelledDiffusion):
         """
         models = {"diffusion_model": self.diffusion_model}
         size = (self.img_height, self.img_width)
-        save(path, models, self.schedule, self.default_sampling, size, pipeline="PixelDiffusion")
+        save(path, models, self.schedule, sampling=self.default_sampling, size=size, whole=True)
 
     def latent_shape(self, height: int | None, width: int | None) -> tuple[int, int, int]:
         """See `Pipeline.latent_shape`."""

@@ -8,7 +8,8 @@ from typing import Any
 from kdiffusion.pipelines.base import Pipeline
 from kdiffusion.pipelines.latent_diffusion import LatentDiffusion, PixelDiffusion
 from kdiffusion.pipelines.stable_diffusion import StableDiffusion
-from kdiffusion.weights.sources import Source, open_source
+from kdiffusion.weights.find import open_source
+from kdiffusion.weights.sources import Source
 
 
 def open_model(
@@ -23,7 +24,7 @@ def open_model(
     """Open a model with the class that generates with it.
 
     Args:
-        preset: see `weights.sources.open_source`. It is looked up, and downloaded if need be, at
+        preset: see `weights.find.open_source`. It is looked up, and downloaded if need be, at
             once.
         img_height: int, or `None` for the checkpoint's own.
         img_width: int, or `None` for the checkpoint's own.
@@ -53,7 +54,7 @@ def class_of(source: Source) -> type[Pipeline]:
     """Return the class that generates with a source's parts.
 
     Args:
-        source: see `weights.sources.open_source`.
+        source: see `weights.find.open_source`.
     """
     if source.architecture("diffusion_model").context_width is not None:
         return StableDiffusion

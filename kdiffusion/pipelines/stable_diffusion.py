@@ -26,7 +26,7 @@ from kdiffusion.pipelines.starts import (
 )
 from kdiffusion.pipelines.text import TextPipeline, Texts
 from kdiffusion.sampling.noise import NoiseStream
-from kdiffusion.weights.variables import save
+from kdiffusion.weights.save import save
 
 
 class StableDiffusion(TextPipeline):
@@ -285,16 +285,14 @@ class StableDiffusion(TextPipeline):
             "image_decoder": self.decoder,
             "diffusion_model": self.diffusion_model,
         }
-        network = self.diffusion_model.architecture
-        inpaints = network.in_channels > network.out_channels
         save(
             path,
             models,
             self.schedule,
-            self.default_sampling,
-            (self.img_height, self.img_width),
-            self.tokenizer,
-            pipeline="StableDiffusionInpaintPipeline" if inpaints else "StableDiffusionPipeline",
+            sampling=self.default_sampling,
+            size=(self.img_height, self.img_width),
+            tokenizers={"text_encoder": self.tokenizer},
+            whole=True,
         )
 
     @classmethod

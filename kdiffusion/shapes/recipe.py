@@ -398,7 +398,7 @@ def _train(trainer: Trainer, data: Batches, stage: Stage, folder: Path) -> Loop:
 
 def _parts(folder, *kinds):
     """Networks of a folder that need not be a whole model."""
-    source = CheckpointSource(folder, size=(1, 1))
+    source = CheckpointSource(folder)
     return {kind: source.model(kind, "float32") for kind in kinds}
 
 

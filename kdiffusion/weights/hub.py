@@ -32,9 +32,14 @@ from kdiffusion.weights.hub_errors import (
     patiently,
     status_of,
 )
-from weights_conversion import CheckpointMismatch
-from weights_conversion.models.components import COMPONENTS
-from weights_conversion.models.folder_files import select, terms
+from weights_conversion import (
+    INDEX,
+    CheckpointError,
+    CheckpointMismatch,
+    DiffusersFolder,
+    select,
+    terms,
+)
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _REVISION = re.compile(r"(?!.*\.\.)[\w.][\w./-]*")
@@ -63,11 +68,11 @@ class _File(NamedTuple):
 
 
 def fetch(repository: str, revision: str | None = None, licence: str | None = None) -> Snapshot:
-    """Finds a model of the hub in the cache, or fetches what a model needs into it.
+    """Find a model of the hub in the cache, or fetch the files that it needs into it.
 
     Needed are the configs, the tokenizer, and one set of weights: safetensors files before `.bin`
     files, those without a variant before any variant. README and licence come with them; the
-    licence is told, as a warning, when a download begins.
+    licence is named in a warning when a download begins.
 
     Without a network a model that is complete in the cache is used; in offline mode no connection
     is even tried.
@@ -118,19 +123,21 @@ def fetch(repository: str, revision: str | None = None, licence: str | None = No
 
 
 def _cached(source: Address) -> tuple[Snapshot | None, str]:
-    """Finds a complete model in the cache, or tells what is missing; asks nobody."""
+    """Find a complete model in the cache, or say what is missing, without a connection."""
     reference = source.folder / "refs" / source.revision
     commit = reference.read_text() if reference.is_file() else source.revision
     folder = source.folder / "snapshots" / commit
     names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
     try:
-        return Snapshot(folder, select(names, COMPONENTS).variant), ""
-    except CheckpointMismatch as error:
+        # The index knows of parts that an interrupted download has not begun.
+        index = DiffusersFolder(folder).index if INDEX in names else {}
+        return Snapshot(folder, select(names, index).variant), ""
+    except CheckpointError as error:
         return None, str(error)
 
 
 def _ask(source: Address) -> Any:
-    """Asks the hub for a revision's commit, licence, and files with sizes and digests."""
+    """Ask the hub for a revision's commit, licence, and files with sizes and digests."""
     from huggingface_hub import HfApi, constants
 
     info = HfApi().model_info(
@@ -145,10 +152,10 @@ def _ask(source: Address) -> Any:
 
 
 def _complete(source: Address, info: Any, licence: str | None) -> Snapshot:
-    """Fetches what the cache lacks of a commit."""
+    """Fetch the files of a commit that the cache lacks."""
     files = {file.name: file for file in map(_file, info.siblings)}
     try:
-        selection = select(files, COMPONENTS)
+        selection = select(files)
     except CheckpointMismatch as error:
         raise DownloadError(
             f"{source.name!r} is no model in diffusers' layout that can be loaded: {error}. If it "
@@ -195,7 +202,7 @@ def _check_space(source: Address, needed: int) -> None:
 
 
 def _fetch_file(source: Address, commit: str, file: _File) -> None:
-    """Brings one file into the cache, verified."""
+    """Fetch one file into the cache, verified."""
     from huggingface_hub import hf_hub_url
     from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]
 
@@ -236,7 +243,7 @@ class _Bounded(io.BufferedWriter):
 
 
 def _transfer(source: Address, url: str, partial: Path, file: _File) -> None:
-    """Receives a file, or the rest of it; whether it is the right one is for others to see."""
+    """Receive a file, or the rest of it, without a look at its digest."""
     from huggingface_hub.file_download import http_get
     from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 
@@ -265,7 +272,7 @@ def _transfer(source: Address, url: str, partial: Path, file: _File) -> None:
 
 
 def _damage(path: Path, file: _File) -> str | None:
-    """What is wrong with the bytes that came; None if they are those of the hub."""
+    """Describe the damage of a file; None if its bytes are those of the hub."""
     size = path.stat().st_size
     with path.open("rb") as stream:
         if size == file.size and _digest(stream, file) == file.digest:
@@ -287,7 +294,7 @@ def _digest(stream: io.BufferedReader, file: _File) -> str:
 
 
 def _link(blob: Path, pointer: Path) -> None:
-    """Gives a file its name in a snapshot."""
+    """Give a file its name in a snapshot."""
     pointer.parent.mkdir(parents=True, exist_ok=True)
     pointer.unlink(missing_ok=True)
     try:

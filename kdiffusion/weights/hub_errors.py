@@ -1,4 +1,4 @@
-"""What can go wrong between here and the Hugging Face hub, in words, and when to ask again."""
+"""Errors between here and the Hugging Face hub, in words, and when to ask again."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Unreachable(DownloadError):
 
 
 class Address(NamedTuple):
-    """What is asked for, and the folder that caches it."""
+    """The address of a model, and the cache."""
 
     name: str
     revision: str
@@ -63,11 +63,12 @@ class Address(NamedTuple):
 
     @property
     def folder(self) -> Path:
+        """Return the folder that caches the model."""
         return self.cache / f"models--{self.name.replace('/', '--')}"
 
 
 def patiently(asked_for: Address, ask: Callable[[], T], waits: tuple[float, ...] = WAITS) -> T:
-    """Asks again after a while, if it may help; what goes wrong is told as a DownloadError."""
+    """Ask again after a while, if it may help; raise a DownloadError if not."""
     for wait in (*waits, None):
         try:
             return ask()
@@ -83,7 +84,7 @@ def patiently(asked_for: Address, ask: Callable[[], T], waits: tuple[float, ...]
 
 
 def explained(asked_for: Address, error: Exception) -> DownloadError:
-    """An error in words: what was asked for, what came, and what to do."""
+    """Return an error in words: what was asked for, what came, and what to do."""
     from huggingface_hub import constants
 
     kind = kind_of(error)
@@ -102,7 +103,7 @@ def explained(asked_for: Address, error: Exception) -> DownloadError:
 
 
 def kind_of(error: Exception) -> str:
-    """Which of the messages an error calls for."""
+    """Return the name of the message that an error calls for."""
     from huggingface_hub import errors
 
     kinds: tuple[tuple[type[Exception], str], ...] = (
@@ -125,12 +126,15 @@ def kind_of(error: Exception) -> str:
 
 
 def status_of(error: Exception) -> int | None:
-    """The status of the hub's answer that an error tells of, if there was an answer."""
+    """Return the status of the hub's answer that an error comes from, if there was one."""
     return getattr(getattr(error, "response", None), "status_code", None)
 
 
 def _seconds_asked(error: Exception) -> float | None:
-    """How long the hub asks to wait: https://www.rfc-editor.org/rfc/rfc9110#field.retry-after"""
+    """Return the seconds that the hub asks to wait.
+
+    Source: https://www.rfc-editor.org/rfc/rfc9110#field.retry-after
+    """
     headers = getattr(getattr(error, "response", None), "headers", None) or {}
     value = headers.get("Retry-After", "").strip()
     return float(value) if value.isdigit() else None

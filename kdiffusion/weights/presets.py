@@ -7,21 +7,23 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Preset:
-    """A checkpoint with a name: where it lives, what it may be used for, what size it draws.
+    """A checkpoint with a name: where it lies, what it may be used for, what size it generates.
 
     Args:
         repository: str, id on the Hugging Face hub; `None` if it comes with the package.
-        height: int, default height of a picture, in pixels.
-        width: int, default width of a picture, in pixels.
+        height: int, default height of an image in pixels; `None` for what its folder says.
+        width: int, default width of an image in pixels, likewise.
         licence: str, name of the licence of the weights.
         source: str, who trained it and where it is described.
+        folder: str, the folder inside the package, if there is no repository.
     """
 
     repository: str | None
-    height: int
-    width: int
+    height: int | None
+    width: int | None
     licence: str
     source: str
+    folder: str = ""
 
 
 _OPENRAIL_M = "CreativeML Open RAIL-M"
@@ -32,7 +34,12 @@ DEFAULT = "shapes"  # of the command line
 
 PRESETS = {
     "shapes": Preset(
-        None, 64, 64, "Apache-2.0", "kdiffusion; python -m kdiffusion.shapes"
+        None,
+        64,
+        64,
+        "Apache-2.0",
+        "kdiffusion; python -m kdiffusion.shapes",
+        folder="shapes/model",
     ),
     "stable-diffusion-v1-4": Preset(
         "CompVis/stable-diffusion-v1-4", 512, 512, _OPENRAIL_M, f"CompVis; {_ROMBACH}"

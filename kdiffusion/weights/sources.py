@@ -1,80 +1,81 @@
-"""Where a model's parts come from: a folder, a file, the hub, memory, or random numbers."""
+"""The sources of a model's parts: a folder or file, and networks in memory."""
 
 from __future__ import annotations
 
 import os
-import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
-
-from kdiffusion.models.architectures import (
-    AutoencoderArchitecture,
-    DiffusionArchitecture,
-    TextEncoderArchitecture,
-)
 from kdiffusion.models.base import ArchitectureModel
+from kdiffusion.records import fields
 from kdiffusion.sampling.schedule import Schedule
 from kdiffusion.sampling.spacing import Spacing
 from kdiffusion.text.tokenizer import SimpleTokenizer
-from kdiffusion.weights import hub
-from kdiffusion.weights.presets import PRESETS
-from kdiffusion.weights.variables import MODELS, assign
+from kdiffusion.weights.variables import MODELS, assign, kind_of
+from weights_conversion import Family, family_of, open_model
 
-# What is to be done with a model that has no weights yet, see `Source.model`.
+# Called with a network before its weights are read, see `Source.model`.
 Built = Callable[[ArchitectureModel], Any]
 
 
-# The weights that come with the package.
-_SHAPES = Path(__file__).parents[1] / "shapes" / "model"
-
-
-def ignore(model: ArchitectureModel) -> None:
-    """Nothing is to be done."""
-
-
 class Source(Protocol):
-    """Something that the parts of a latent diffusion model can be loaded from.
+    """A place from which the parts of a model can be loaded.
+
+    Parts have the names of the family's row, such as `"text_encoder"` and `"diffusion_model"`.
 
     Attributes:
         name: str, for people.
-        height, width: int, the size that the model draws by default, in pixels.
     """
 
     name: str
-    height: int
-    width: int
 
-    def has(self, kind: str) -> bool:
-        """Whether there is one of `MODELS`."""
+    @property
+    def height(self) -> int:
+        """Return the default height of an image in pixels."""
 
-    def architecture(self, kind: str) -> Any:
-        """The architecture record of one of `MODELS`."""
+    @property
+    def width(self) -> int:
+        """Return the default width of an image in pixels."""
 
-    def model(self, kind: str, dtype: Any, built: Built = ignore) -> ArchitectureModel:
-        """One of `MODELS`, with its weights.
+    @property
+    def family(self) -> Family:
+        """Return the row of the model's family in `weights_conversion.FAMILIES`."""
 
-        Where it has to be made first, `built` is called with it before its weights are read.
+    def has(self, name: str) -> bool:
+        """Tell if there is a part of this name."""
+
+    def architecture(self, name: str) -> Any:
+        """Return the architecture record of a part."""
+
+    def model(self, name: str, dtype: Any, built: Built | None = None) -> ArchitectureModel:
+        """Return the network of a part with its weights.
+
+        Args:
+            name: str, the part.
+            dtype: Keras dtype policy, or `None` for the global one.
+            built: function, called with a network that is new before its weights are read.
         """
 
-    def tokenizer(self) -> SimpleTokenizer:
-        """The tokenizer."""
+    def tokenizer(self, name: str = "text_encoder") -> SimpleTokenizer:
+        """Return the tokenizer that feeds a text encoder."""
 
     def schedule(self) -> Schedule:
-        """The schedule that the network was trained with."""
+        """Return the schedule that the diffusion model was trained with."""
 
     def sampling(self) -> tuple[str, Spacing]:
-        """The default sampler's name and the default spacing."""
+        """Return the default sampler's name and the default spacing."""
 
 
 class CheckpointSource:
     """A folder in diffusers' layout, or a single file in CompVis names.
 
+    The folder may hold parts of a model alone; only what is asked for must be there.
+
     Args:
         path: path of the folder or file.
-        size: (height, width) in pixels, or `None` for what the checkpoint was made for.
+        size: (height, width) in pixels, each `None` for what the checkpoint was made for.
         name: for people; `None` for the path's last part.
         settings: keyword arguments of `weights_conversion.open_model`.
     """
@@ -82,46 +83,70 @@ class CheckpointSource:
     def __init__(
         self,
         path: str | os.PathLike,
-        size: tuple[int, int] | None = None,
+        size: tuple[int | None, int | None] = (None, None),
         name: str | None = None,
         **settings,
     ):
-        from weights_conversion import open_model
-
-        self.checkpoint: Any = open_model(path, **settings)
+        self.checkpoint = open_model(path, **settings)
         self.name = name or Path(path).resolve().name
-        self.height, self.width = size or self._trained_size()
+        self._size = size
 
-    def has(self, kind):
-        return self.checkpoint.has(kind)
+    @property
+    def family(self):
+        """See `Source`."""
+        return self.checkpoint.family
 
-    def architecture(self, kind):
-        return MODELS[kind].architecture_class(**self.checkpoint.fields(kind))
+    @property
+    def height(self):
+        """See `Source`."""
+        return self._size[0] or self._trained_size[0]
 
-    def model(self, kind, dtype, built=ignore):
-        from weights_conversion import read
+    @property
+    def width(self):
+        """See `Source`."""
+        return self._size[1] or self._trained_size[1]
 
-        model = MODELS[kind](self.architecture(kind), initialize=False, dtype=dtype, name=kind)
-        built(model)
-        arrays = read(
-            self.checkpoint.rows(kind),
-            self.checkpoint.tensors(kind),
-            self.checkpoint.dialect,
-            beside=self.checkpoint.beside(kind),
-        )
-        assign(model, arrays)
+    @cached_property
+    def _trained_size(self) -> tuple[int, int]:
+        """Return the height and width in pixels of the images it was made for."""
+        cells: Any = self.checkpoint.sample_size
+        height, width = cells if isinstance(cells, (list, tuple)) else (cells, cells)
+        downsampling = 1
+        if self.has("image_decoder"):
+            downsampling = self.architecture("image_decoder").downsampling
+        return height * downsampling, width * downsampling
+
+    def has(self, name):
+        """See `Source`."""
+        return self.checkpoint.has(name)
+
+    def architecture(self, name):
+        """See `Source`."""
+        kind = self.checkpoint.part(name).kind
+        return MODELS[kind].architecture_class(**self.checkpoint.fields(name))
+
+    def model(self, name, dtype, built=None):
+        """See `Source`."""
+        model_class = MODELS[self.checkpoint.part(name).kind]
+        model = model_class(self.architecture(name), initialize=False, dtype=dtype, name=name)
+        if built is not None:
+            built(model)
+        assign(model, self.checkpoint.arrays(name))
         return model
 
-    def tokenizer(self):
-        folder = self.checkpoint.path / "tokenizer"
-        if folder.is_dir():
+    def tokenizer(self, name="text_encoder"):
+        """See `Source`."""
+        folder = self.checkpoint.tokenizer(name)
+        if folder is not None:
             return SimpleTokenizer.from_folder(folder)
-        return SimpleTokenizer.default(pad_id=getattr(self.checkpoint, "pad_id", None))
+        return SimpleTokenizer.default(pad_id=self.checkpoint.pad_id(name))
 
     def schedule(self):
+        """See `Source`."""
         return Schedule(**self.checkpoint.schedule)
 
     def sampling(self):
+        """See `Source`."""
         settings = dict(self.checkpoint.sampling)
         sampler = settings.pop("sampler")
         # Stable Diffusion was trained for an offset of 1, and diffusers' pipeline insists on it
@@ -133,173 +158,74 @@ class CheckpointSource:
             **settings,
         )
 
-    def _trained_size(self) -> tuple[int, int]:
-        cells = self.checkpoint.sample_size
-        sides = (cells, cells) if isinstance(cells, int) else tuple(cells)
-        downsampling = 1
-        if self.checkpoint.has("image_decoder"):
-            downsampling = self.architecture("image_decoder").downsampling
-        return sides[0] * downsampling, sides[1] * downsampling
-
 
 class PartsSource:
-    """Parts that are in memory already.
+    """Networks that are in memory already.
 
     Args:
-        models: dictionary of networks, by their names in `MODELS`.
+        models: dictionary of networks, by the names that their family gives its parts.
         schedule: `Schedule`.
-        size: default (height, width) of a picture in pixels.
-        tokenizer: `SimpleTokenizer`, or `None` if there is none.
+        size: default (height, width) of an image in pixels.
+        tokenizer: `SimpleTokenizer`, or a dictionary of one for the name of each text encoder, or
+            `None` if there is none.
         sampling: the default sampler's name and the default spacing, or `None` for ddim.
     """
 
     name = "parts in memory"
 
-    def __init__(self, models, schedule, size, tokenizer=None, sampling=None):
+    def __init__(
+        self,
+        models: Mapping[str, Any],
+        schedule: Schedule,
+        size: tuple[int, int],
+        tokenizer: SimpleTokenizer | Mapping[str, SimpleTokenizer] | None = None,
+        sampling: tuple[str, Spacing] | None = None,
+    ):
         self.height, self.width = size
         self._models = dict(models)
         self._schedule = schedule
-        self._tokenizer = tokenizer
-        # Where the schedule ends in pure noise, drawing has to start there.
+        if isinstance(tokenizer, SimpleTokenizer):
+            tokenizer = {"text_encoder": tokenizer}
+        self._tokenizers = dict(tokenizer or {})
+        # Where the schedule ends in pure noise, sampling has to start there.
         spacing = Spacing("trailing" if schedule.rescale_zero_terminal_snr else "leading")
         self._sampling = sampling or ("ddim", spacing)
 
-    def has(self, kind):
-        return kind in self._models
+    @property
+    def family(self):
+        """See `Source`."""
+        return family_of(
+            lambda part: self.has(part.name) and kind_of(self._models[part.name]) == part.kind,
+            lambda part: fields(self.architecture(part.name)),
+        )
 
-    def architecture(self, kind):
-        return self.model(kind, None).architecture
+    def has(self, name):
+        """See `Source`."""
+        return name in self._models
 
-    def model(self, kind, dtype, built=ignore):
-        if kind not in self._models:
+    def architecture(self, name):
+        """See `Source`."""
+        return self.model(name, None).architecture
+
+    def model(self, name, dtype, built=None):
+        """See `Source`."""
+        if name not in self._models:
             raise ValueError(
-                f"This model was made of {sorted(self._models)} and has no {kind}. Give it to "
+                f"This model was made of {sorted(self._models)} and has no {name}. Give it to "
                 "`from_parts` too."
             )
-        return self._models[kind]
+        return self._models[name]
 
-    def tokenizer(self):
-        if self._tokenizer is None:
-            raise ValueError("This model has no tokenizer. Give one to `from_parts`.")
-        return self._tokenizer
+    def tokenizer(self, name="text_encoder"):
+        """See `Source`."""
+        if name not in self._tokenizers:
+            raise ValueError(f"This model has no tokenizer of {name}. Give one to `from_parts`.")
+        return self._tokenizers[name]
 
     def schedule(self):
+        """See `Source`."""
         return self._schedule
 
     def sampling(self):
+        """See `Source`."""
         return self._sampling
-
-
-class RandomSource:
-    """A tiny latent diffusion model whose weights are random numbers from a fixed seed.
-
-    It has learned nothing and draws coloured noise. It exists so that everything around the
-    weights can be tried, tested and timed offline within seconds.
-    """
-
-    name = "random-tiny"
-    height = 64
-    width = 64
-
-    _ARCHITECTURES = {
-        "text_encoder": TextEncoderArchitecture(
-            vocabulary_size=514, width=32, depth=2, num_heads=2, mlp_width=64, end_id=513
-        ),
-        "autoencoder": AutoencoderArchitecture(
-            channels=(16, 16, 32, 32), layers_per_level=1, num_groups=8
-        ),
-        "diffusion_model": DiffusionArchitecture(
-            channels=(16, 32),
-            layers_per_level=1,
-            depths=(1, 0),
-            num_heads=(2, 2),
-            context_width=32,
-            num_groups=8,
-        ),
-    }
-
-    def has(self, kind):
-        return kind in MODELS
-
-    def architecture(self, kind):
-        return self._ARCHITECTURES.get(kind) or self._ARCHITECTURES["autoencoder"]
-
-    def model(self, kind, dtype, built=ignore):
-        model = MODELS[kind](self.architecture(kind), initialize=False, dtype=dtype, name=kind)
-        built(model)
-        assign(model, [(v.path, _random_weight(kind, v.path, v.shape)) for v in model.variables])
-        return model
-
-    def tokenizer(self):
-        return SimpleTokenizer.byte_level()
-
-    def schedule(self):
-        return Schedule()
-
-    def sampling(self):
-        return "ddim", Spacing()
-
-
-def _random_weight(kind, path, shape):
-    leaf = path.split("/")[-1]
-    if leaf == "gamma":
-        return np.ones(shape, np.float32)
-    if leaf in ("beta", "bias"):
-        return np.zeros(shape, np.float32)
-    generator = np.random.default_rng(zlib.crc32(f"{kind}/{path}".encode()))
-    deviation = 1.0 if leaf.endswith("embedding") else np.prod(shape[:-1]) ** -0.5
-    return (generator.standard_normal(tuple(shape)) * deviation).astype(np.float32)
-
-
-def open_source(preset: str | os.PathLike, **settings) -> Source:
-    """Find what a preset name, a folder, a file or a hub address stands for; may download.
-
-    Args:
-        preset: a name in `weights.presets.PRESETS`, `"random-tiny"`, the path of a folder in
-            diffusers' layout or of a single file (`.safetensors`, `.ckpt`), or
-            `"hf://organisation/repository[@revision]"`.
-        settings: keyword arguments of `weights_conversion.open_single_file`, for single files.
-
-    Returns:
-        A `Source`.
-
-    Raises:
-        ValueError: If it is none of these; the message lists the known names.
-    """
-    text = os.fspath(preset)
-    check_preset(text)
-    if text == RandomSource.name:
-        return RandomSource()
-    if text in PRESETS:
-        record = PRESETS[text]
-        size = record.height, record.width
-        if record.repository is None:
-            return CheckpointSource(_SHAPES, size, text)
-        path, variant = hub.fetch(record.repository, licence=record.licence)
-        return CheckpointSource(path, size, text, variant=variant)
-    if text.startswith("hf://"):
-        repository, _, revision = text.removeprefix("hf://").partition("@")
-        path, variant = hub.fetch(repository, revision or None)
-        return CheckpointSource(path, name=repository.split("/")[-1], variant=variant)
-    if os.path.isdir(text):
-        return CheckpointSource(text)
-    return CheckpointSource(text, **settings)
-
-
-def check_preset(preset: str | os.PathLike) -> None:
-    """Refuse what `open_source` finds nothing for; opens and downloads nothing.
-
-    Args:
-        preset: see `open_source`.
-
-    Raises:
-        ValueError: If it is no known name, no address and no path of this machine.
-    """
-    text = os.fspath(preset)
-    names = sorted([*PRESETS, RandomSource.name])
-    if text not in names and not text.startswith("hf://") and not os.path.exists(text):
-        raise ValueError(
-            "`preset` must be a known name, a folder in diffusers' layout, a .safetensors or .ckpt "
-            f"file, or an address 'hf://organisation/repository'. Received: preset={text!r}, which "
-            f"is no file or folder here. Known names: {', '.join(names)}"
-        )

@@ -1,10 +1,9 @@
-"""The weights of the networks: given to a model, taken from one, written to a folder."""
+"""The weights of the networks: given to a model, taken from one, given to another."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-import os
 from collections.abc import Iterable
 from typing import Any
 
@@ -15,29 +14,35 @@ from kdiffusion.models.base import ArchitectureModel
 from kdiffusion.models.diffusion_model import DiffusionModel
 from kdiffusion.models.image_decoder import ImageDecoder
 from kdiffusion.models.image_encoder import ImageEncoder
+from kdiffusion.models.image_tower import ImageTower
 from kdiffusion.models.text_encoder import TextEncoder
-from kdiffusion.records import fields
 from kdiffusion.runtime import backend
-from kdiffusion.sampling.schedule import Schedule
-from kdiffusion.sampling.spacing import Spacing
-from kdiffusion.text.tokenizer import SimpleTokenizer
 
+# The class of each kind of network, see `weights_conversion.KINDS`.
 MODELS: dict[str, type[ArchitectureModel]] = {
     "text_encoder": TextEncoder,
     "image_encoder": ImageEncoder,
     "image_decoder": ImageDecoder,
     "diffusion_model": DiffusionModel,
-}
-
-# The part of a diffusers folder that holds each model.
-_COMPONENTS = {
-    "text_encoder": "text_encoder",
-    "image_encoder": "vae",
-    "image_decoder": "vae",
-    "diffusion_model": "unet",
+    "image_tower": ImageTower,
 }
 
 _BLOCK = 256  # numbers along a side of what is transposed at once
+
+
+def kind_of(model: ArchitectureModel) -> str:
+    """Return the kind of a network, its name in `MODELS`.
+
+    Raises:
+        ValueError: If it is none of these.
+    """
+    for kind, model_class in MODELS.items():
+        if isinstance(model, model_class):
+            return kind
+    raise ValueError(
+        f"The networks of a model are of the kinds {', '.join(MODELS)}. "
+        f"Received: {type(model).__name__}"
+    )
 
 
 def assign(model: keras.Model, arrays: Iterable[tuple[str, np.ndarray]]) -> None:
@@ -84,14 +89,14 @@ def _fill(target: np.ndarray, array: np.ndarray) -> None:
 
 
 def arrays_of(model: keras.Model) -> dict[str, np.ndarray]:
-    """The values of all variables of a model, by path."""
+    """Return the values of all variables of a model, by path."""
     return {
         variable.path: keras.ops.convert_to_numpy(variable.value) for variable in model.variables
     }
 
 
 def rebuilt(model: ArchitectureModel, **options: Any) -> Any:
-    """A model of the same weights that computes in another way.
+    """Make a model of the same weights that computes in another way.
 
     Args:
         model: one of `MODELS`.
@@ -114,7 +119,7 @@ def rebuilt(model: ArchitectureModel, **options: Any) -> Any:
 
 
 def without_projection(text_encoder: TextEncoder) -> TextEncoder:
-    """A text encoder as Stable Diffusion has it, from one that CLIP was trained with.
+    """Make a text encoder as Stable Diffusion has it from one that CLIP was trained with.
 
     diffusers' pipelines for Stable Diffusion take the first output of their text encoder, which is
     the projected vector where there is one.
@@ -127,75 +132,3 @@ def without_projection(text_encoder: TextEncoder) -> TextEncoder:
     """
     architecture = dataclasses.replace(text_encoder.architecture, projection_width=None)
     return rebuilt(text_encoder, architecture=architecture)
-
-
-def save(
-    path: str | os.PathLike,
-    models: dict[str, ArchitectureModel],
-    schedule: Schedule,
-    sampling: tuple[str, Spacing] = ("ddim", Spacing()),
-    size: tuple[int, int] | None = None,
-    tokenizer: SimpleTokenizer | None = None,
-    pipeline: str | None = None,
-) -> None:
-    """Write a folder in diffusers' layout that diffusers and kdiffusion load.
-
-    Args:
-        path: path of the folder, made if it is missing.
-        models: any of `MODELS`, both halves of the autoencoder or none.
-        schedule: the schedule.
-        sampling: the default sampler's name and the default spacing.
-        size: (height, width) of a picture in pixels, recorded as the default.
-        tokenizer: the tokenizer, if there is one.
-        pipeline: name of the class that draws with all of it, for model_index.json; `None` if the
-            folder holds only parts of a model.
-    """
-    from weights_conversion import configs, names
-    from weights_conversion.configs import scheduler as schedulers
-    from weights_conversion.models import folder
-    from weights_conversion.names import mapping
-
-    tensors: dict[str, dict[str, np.ndarray]] = {}
-    records = {}
-    for kind, component in _COMPONENTS.items():
-        if kind not in models and any(_COMPONENTS[other] == component for other in models):
-            raise ValueError(f"`models` must hold {kind} too, or no part of the {component}.")
-    for kind, model in models.items():
-        component = _COMPONENTS[kind]
-        records[component] = values = fields(model.architecture)
-        written = mapping.write(names.rows(kind, values), arrays_of(model), "diffusers")
-        tensors.setdefault(component, {}).update(written)
-    downsampling = 1
-    if "image_decoder" in models:
-        downsampling = models["image_decoder"].architecture.downsampling
-    cells: int | list[int] | None = None
-    if size is not None:
-        height, width = (side // downsampling for side in size)
-        cells = height if height == width else [height, width]
-    make_config = {
-        "text_encoder": configs.text_encoder_config,
-        "unet": lambda values: configs.diffusion_model_config(values, cells),
-        "vae": lambda values: configs.autoencoder_config(values, max(size or (512,))),
-    }
-    component_configs = {name: make_config[name](values) for name, values in records.items()}
-    settings = {"schedule": fields(schedule), "sampling": _sampling_fields(*sampling)}
-    scheduler = schedulers.scheduler_config(settings)
-    with folder.staged(path) as stage:
-        for component, config in component_configs.items():
-            folder.write_component(stage, component, config, tensors[component])
-        folder.write_scheduler(stage, scheduler)
-        if tokenizer is not None:
-            tokenizer.save(stage / "tokenizer")
-        if pipeline is not None:
-            folder.write_index(stage, pipeline)
-
-
-def _sampling_fields(sampler, spacing):
-    """The default sampler and spacing under the names of `weights_conversion.configs.scheduler`."""
-    values = fields(spacing)
-    return {
-        "sampler": sampler,
-        "timestep_spacing": values.pop("timesteps"),
-        "sigma_spacing": values.pop("sigmas"),
-        **values,
-    }

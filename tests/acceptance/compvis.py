@@ -24,12 +24,12 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from diffusers import StableDiffusionPipeline  # noqa: E402
 from diffusers.utils import logging  # noqa: E402
-from full_size import FULL, TINY, write_folder  # noqa: E402
+from full_size import FULL, PARTS, TINY, write_folder  # noqa: E402
 
 from weights_conversion import open_model, open_safetensors, open_single_file, rows  # noqa: E402
-from weights_conversion.models.components import COMPONENTS  # noqa: E402
 from weights_conversion.names.layouts import stored_shapes  # noqa: E402
 
+COMPONENTS = sorted({part.folder for part in PARTS})
 MOST_EXTRA_BYTES = 300_000_000
 
 
@@ -81,7 +81,7 @@ def converted(source, destination, *options):
         return [f"convert {source.name}: {result.stderr[-1000:]}"]
     extra = int(result.stdout.split()[-1])
     model = open_model(source)
-    tensors = [model.tensors(kind) for kinds in COMPONENTS.values() for kind in kinds]
+    tensors = [model.tensors(part.name) for part in PARTS]
     largest = max(part.info(name).nbytes for part in tensors for name in part)
     print(
         f"converted {source.name} to {destination.name} in {time.perf_counter() - began:.0f} s, "
@@ -113,8 +113,7 @@ def dropped_unlisted(folder, file):
     """Names of a folder's tensors that are in no row of the single file."""
     kept = len(open_safetensors(file))
     model = open_model(folder)
-    kinds = [kind for group in COMPONENTS.values() for kind in group]
-    wanted = {row.compvis.name for kind in kinds for row in model.rows(kind)}
+    wanted = {row.compvis.name for part in PARTS for row in model.rows(part.name)}
     return [] if kept == len(wanted) else [f"{file.name} holds {kept} tensors, not {len(wanted)}"]
 
 

@@ -11,18 +11,16 @@ from corpus import models  # noqa: E402
 
 from kdiffusion.text.tokenizer import SimpleTokenizer  # noqa: E402
 from weights_conversion import (  # noqa: E402
+    FAMILIES,
+    KINDS,
     Checkpoint,
     TensorInfo,
-    autoencoder_config,
-    diffusion_model_config,
     rows,
     scheduler_config,
-    text_encoder_config,
     write_component,
     write_index,
     write_scheduler,
 )
-from weights_conversion.models.components import COMPONENTS  # noqa: E402
 from weights_conversion.names.layouts import stored_shapes  # noqa: E402
 
 UNET = models.UNET | {"channels": (320, 640, 1280, 1280), "layers_per_level": 2}
@@ -49,18 +47,15 @@ TINY = {
     }
     for family, width in (("sd1", 768), ("sd2", 1024))
 }
-CONFIGS = {
-    "unet": diffusion_model_config,
-    "vae": autoencoder_config,
-    "text_encoder": text_encoder_config,
-}
+PARTS = FAMILIES["sd1"].parts
 
 
 def write_folder(path, family, fields, dtype=np.float16):
     """Writes a folder in diffusers' layout."""
-    for component in COMPONENTS:
+    for component, kind in {part.folder: part.kind for part in PARTS}.items():
         tensors = random_tensors(tables(fields, component), "diffusers", dtype)
-        write_component(path, component, CONFIGS[component](fields[component]), tensors)
+        config = KINDS[kind].config(fields[component], 64, 512)
+        write_component(path, component, config, tensors)
     schedule = {
         "num_timesteps": 1000,
         "beta_start": 0.00085,
@@ -85,7 +80,8 @@ def write_folder(path, family, fields, dtype=np.float16):
 
 def tables(fields, *components):
     """The rows of all models in some components."""
-    return [row for c in components for kind in COMPONENTS[c] for row in rows(kind, fields[c])]
+    parts = (part for part in PARTS if part.folder in components)
+    return [row for part in parts for row in rows(part.kind, fields[part.folder])]
 
 
 def random_tensors(table, dialect, dtype):

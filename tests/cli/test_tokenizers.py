@@ -27,12 +27,14 @@ def words(tmp_path, monkeypatch):
 
 
 def source(pad_id, size=SIZE):
-    return SimpleNamespace(pad_id=pad_id, fields=lambda kind: {"vocabulary_size": size})
+    return SimpleNamespace(
+        pad_id=lambda name: pad_id, fields=lambda name: {"vocabulary_size": size}
+    )
 
 
 @pytest.mark.parametrize("pad_id", [None, 0])
 def test_the_tokenizer_has_the_pad_id_of_its_file(tmp_path, words, pad_id):
-    assert write_tokenizer(tmp_path / "tokenizer", source(pad_id))
+    assert write_tokenizer(tmp_path / "tokenizer", source(pad_id), "text_encoder")
     found = SimpleTokenizer.from_folder(tmp_path / "tokenizer")
     assert found.pad_id == (found.end_of_text if pad_id is None else 0)
     assert found.merges == (("a", "b"),)
@@ -40,7 +42,7 @@ def test_the_tokenizer_has_the_pad_id_of_its_file(tmp_path, words, pad_id):
 
 def test_a_text_encoder_of_other_tokens_gets_none(tmp_path, words):
     with pytest.warns(UserWarning, match="knows 600 tokens, not the 515 of CLIP"):
-        assert not write_tokenizer(tmp_path / "tokenizer", source(None, size=600))
+        assert not write_tokenizer(tmp_path / "tokenizer", source(None, size=600), "text_encoder")
     assert not (tmp_path / "tokenizer").exists()
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from kdiffusion import StableDiffusion
-from kdiffusion.weights.sources import RandomSource
+from kdiffusion.weights.random_tiny import RandomSource
 
 SCHEDULERS = {
     "ddim": diffusers.DDIMScheduler,

@@ -20,8 +20,10 @@ from kdiffusion.models.architectures import (
     DiffusionArchitecture,
 )
 from kdiffusion.sampling.spacing import Spacing
-from kdiffusion.weights.sources import PartsSource, RandomSource, open_source
-from kdiffusion.weights.variables import save
+from kdiffusion.weights.find import open_source
+from kdiffusion.weights.random_tiny import RandomSource
+from kdiffusion.weights.save import save
+from kdiffusion.weights.sources import PartsSource
 
 NETWORK = DiffusionArchitecture(
     in_channels=3,

@@ -12,7 +12,7 @@ from kdiffusion.pipelines.settings import DrawSettings, Settings
 from kdiffusion.runtime import backend
 from kdiffusion.runtime.programs import Program
 from kdiffusion.sampling.noise import noise_stream
-from kdiffusion.weights.sources import RandomSource
+from kdiffusion.weights.random_tiny import RandomSource
 
 PROMPT = "a red circle"
 

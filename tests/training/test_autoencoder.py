@@ -278,7 +278,7 @@ def test_what_is_saved_is_the_scaled_autoencoder(tmp_path, architecture, kind):
     model = trainer(architecture, latent_scale=kind)
     model.prepare(Pictures(), count=8)
     model.save(tmp_path / "saved")
-    source = CheckpointSource(tmp_path / "saved", size=(16, 16))
+    source = CheckpointSource(tmp_path / "saved")
     for name, expected in zip(("image_encoder", "image_decoder"), model.scaled()):
         found = source.model(name, "float32")
         assert (

@@ -3,13 +3,21 @@
 import json
 import shutil
 
+import keras
 import numpy as np
 import pytest
 from keras import ops
 
-from kdiffusion import StableDiffusion
-from kdiffusion.weights import hub, presets, variables
-from kdiffusion.weights.sources import CheckpointSource, RandomSource, open_source
+from kdiffusion import StableDiffusion, images
+from kdiffusion.text.tokenizer import SimpleTokenizer
+from kdiffusion.weights import hub, presets, sources, variables
+from kdiffusion.weights.find import open_source
+from kdiffusion.weights.random_tiny import RandomSource
+from kdiffusion.weights.save import save
+from kdiffusion.weights.sources import CheckpointSource
+from weights_conversion import FAMILIES
+
+PARTS = ("text_encoder", "image_encoder", "image_decoder", "diffusion_model")
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +58,7 @@ def test_saving_does_not_overwrite(tiny, folder):
     assert before == {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
-@pytest.mark.parametrize("kind", variables.MODELS)
+@pytest.mark.parametrize("kind", PARTS)
 def test_half_weights_are_the_rounded_ones(folder, kind):
     exact = variables.arrays_of(CheckpointSource(folder).model(kind, "float32"))
     half = variables.arrays_of(CheckpointSource(folder).model(kind, "bfloat16"))
@@ -75,7 +83,7 @@ def test_a_model_is_loaded_whole_or_not_at_all(change):
 
 
 def test_random_weights_are_the_same_everywhere():
-    """Pinned, so that a picture of random-tiny means the same on every machine and version."""
+    """Pin them, so that an image of random-tiny means the same on every machine and version."""
     kernel = variables.arrays_of(RandomSource().model("diffusion_model", "float32"))[
         "conv_in/kernel"
     ]
@@ -191,7 +199,7 @@ def test_a_single_file_gives_every_model_its_weights(tmp_path, extension, family
     source = open_source(path, prediction_type="v" if family == "sd2" else None)
     assert source.schedule().prediction == ("v" if family == "sd2" else "epsilon")
     assert source.sampling()[0] == "ddim"
-    for kind in variables.MODELS:
+    for kind in PARTS:
         fields = models.FIELDS[family][models.KINDS[kind]]
         expected = models.weights(kind, fields)
         found = variables.arrays_of(source.model(kind, "float32"))
@@ -218,9 +226,68 @@ def test_a_tokenizer_that_a_file_lacks_is_the_usual_one(tmp_path, monkeypatch):
 
     asked = []
     monkeypatch.setattr(
-        variables.SimpleTokenizer, "default", classmethod(lambda cls, **given: asked.append(given))
+        sources.SimpleTokenizer, "default", classmethod(lambda cls, **given: asked.append(given))
     )
     for family in ("sd1", "sd2"):
         save_file(models.tensors(family), tmp_path / f"{family}.safetensors")
         open_source(tmp_path / f"{family}.safetensors", prediction_type="v").tokenizer()
     assert asked == [{"pad_id": None}, {"pad_id": 0}]
+
+
+def test_sources_know_their_family(tiny, folder, tmp_path):
+    def family(*names, source=RandomSource()):
+        models = {name: source.model(name, "float32") for name in names}
+        return sources.PartsSource(models, source.schedule(), (64, 64)).family.name
+
+    assert RandomSource().family is CheckpointSource(folder).family is FAMILIES["sd1"]
+    assert open_source("shapes").family is FAMILIES["sd1"]
+    assert family(*PARTS) == "sd1"
+    assert family("image_encoder", "image_decoder") == "vae"
+
+
+def test_the_preview_of_a_family_is_the_usual_one():
+    latents = np.random.default_rng(0).standard_normal((1, 3, 2, 4), np.float32)
+    for name in ("sd1", "sd1-inpaint", "sd2", "sd2-inpaint", "instruct-pix2pix"):
+        own = images.preview(latents, matrix=FAMILIES[name].preview)
+        np.testing.assert_array_equal(own, images.preview(latents))
+
+
+def test_a_preset_may_leave_its_size_to_its_folder(folder, monkeypatch):
+    row = presets.Preset(None, None, 128, "none", "nobody", folder=str(folder))
+    monkeypatch.setitem(presets.PRESETS, "mine", row)
+    source = open_source("mine")
+    assert (source.name, source.height, source.width) == ("mine", 64, 128)
+
+
+def test_parts_of_a_folder_open_without_the_rest(folder, tmp_path):
+    shutil.copytree(folder / "vae", tmp_path / "vae")
+    shutil.copytree(folder / "tokenizer", tmp_path / "tokenizer")
+    source = open_source(tmp_path)
+    found = variables.arrays_of(source.model("image_decoder", "float32"))
+    expected = variables.arrays_of(CheckpointSource(folder).model("image_decoder", "float32"))
+    np.testing.assert_array_equal(found["conv_in/kernel"], expected["conv_in/kernel"])
+    assert source.tokenizer().rows(["a"]).shape == (1, 77)
+    with pytest.raises(ValueError, match="has no diffusion_model, only"):
+        source.architecture("diffusion_model")
+    with pytest.raises(ValueError, match="has no diffusion_model, only"):
+        StableDiffusion.from_preset(tmp_path)
+    with pytest.raises(ValueError, match="has no diffusion_model, only"):
+        source.height
+
+
+def test_networks_of_no_kind_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="Received: Sequential"):
+        save(tmp_path / "model", {"diffusion_model": keras.Sequential()})
+
+
+def test_each_text_encoder_has_its_tokenizer():
+    source = RandomSource()
+    models = {"text_encoder": source.model("text_encoder", "float32")}
+    first, second = SimpleTokenizer.byte_level(), SimpleTokenizer.byte_level(max_length=9)
+    given = {"text_encoder": first, "text_encoder_2": second}
+    parts = sources.PartsSource(models, source.schedule(), (64, 64), given)
+    assert parts.tokenizer() is first and parts.tokenizer("text_encoder_2") is second
+    alone = sources.PartsSource(models, source.schedule(), (64, 64), first)
+    assert alone.tokenizer() is first
+    with pytest.raises(ValueError, match="no tokenizer of text_encoder_2"):
+        alone.tokenizer("text_encoder_2")

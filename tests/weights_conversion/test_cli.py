@@ -166,7 +166,7 @@ def test_refusals(tmp_path, sd1):
     source = open_model(sd1)
     with pytest.raises(CheckpointMismatch, match="pickle"):
         convert(source, tmp_path / "b.ckpt")
-    with pytest.raises(ValueError, match="float16, bfloat16, float32"):
+    with pytest.raises(ValueError, match="float32, float16, bfloat16"):
         convert(source, tmp_path / "b.safetensors", dtype="int8")
     (tmp_path / "b.safetensors").write_text("")
     with pytest.raises(CheckpointError, match="exists already"):

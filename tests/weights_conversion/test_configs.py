@@ -105,7 +105,7 @@ PNDM = {
 
 
 def reads(function, config):
-    """Whether a config is read, and what its error says otherwise."""
+    """Tell if a config is read, or return its error."""
     try:
         function(config)
     except CheckpointMismatch as error:

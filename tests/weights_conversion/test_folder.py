@@ -35,7 +35,7 @@ def save(path, tensors):
 
 
 def write_shards(folder, index, shards, weight_map=None):
-    """Saves {file: tensors} and an index of them."""
+    """Save {file: tensors} and an index of them."""
     folder.mkdir(parents=True, exist_ok=True)
     for file, tensors in shards.items():
         save(folder / file, tensors)

@@ -113,7 +113,7 @@ def random_weights(table, seed=0):
 
 @pytest.fixture
 def stored(tmp_path):
-    """Writes tensors as a component's weights and opens them."""
+    """Return a function that writes tensors as a component and opens them."""
     count = iter(range(1000))
 
     def write_and_open(tensors):

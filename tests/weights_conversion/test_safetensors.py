@@ -294,7 +294,7 @@ def test_paths_that_are_no_files(tmp_path):
 
 
 def test_never_accepts_what_the_library_refuses(tmp_path):
-    """Mutants of small files; the acceptance test runs more of them."""
+    """Check mutants of small files; the acceptance test runs more of them."""
     from safetensors import SafetensorError, safe_open
 
     path = tmp_path / "model.safetensors"

@@ -53,11 +53,11 @@ def test_schedule_sampling_and_padding(opened):
     assert (model.schedule["beta_start"], model.schedule["beta_end"]) == (0.00085, 0.012)
     assert model.schedule["trained_betas"] is None
     assert model.sampling["sampler"] == "ddim"
-    assert model.pad_id is None
+    assert model.pad_id() is None
     assert model.sample_size == 64
     model = opened(SD2, prediction_type="v_prediction")
     assert model.schedule["prediction"] == "v"
-    assert model.pad_id == 0
+    assert model.pad_id() == 0
     assert model.sample_size == 96
 
 

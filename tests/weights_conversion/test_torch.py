@@ -213,7 +213,7 @@ def test_the_record_of_large_archives(opened):
 
 
 def with_large_record(content, count):
-    """Adds the second end record that PyTorch writes, with this number of members."""
+    """Add the second end record that PyTorch writes, with this number of members."""
     end = content.rindex(b"PK\x05\x06")
     length, begin = struct.unpack_from("<2L", content, end + 12)
     record = struct.pack("<4sQ2H2L4Q", b"PK\x06\x06", 44, 45, 45, 0, 0, count, count, length, begin)
@@ -228,7 +228,7 @@ def test_a_crc_of_zero_is_none(opened):
 
 
 def replaced_crc(content, array, crc):
-    """Changes an array's CRC in both headers; tells how often."""
+    """Change an array's CRC in both headers and return how often."""
     old, new = struct.pack("<L", zlib.crc32(array)), struct.pack("<L", crc)
     count, place = 0, -1
     while (place := content.find(old, place + 1)) >= 0:

@@ -25,6 +25,8 @@ from weights_conversion.configs.options import (
     unsupported,
 )
 
+LATENT_SCALE = 0.18215  # of Stable Diffusion 1 and 2, and the default of the classes
+
 _SHARED_DEFAULTS = {
     "in_channels": 3,
     "out_channels": 3,
@@ -33,7 +35,7 @@ _SHARED_DEFAULTS = {
     "block_out_channels": (64,),
     "layers_per_block": 1,
     "norm_num_groups": 32,
-    "scaling_factor": 0.18215,
+    "scaling_factor": LATENT_SCALE,
     "mid_block_add_attention": True,
 }
 _DEFAULTS: dict[str, Options] = {
@@ -63,7 +65,7 @@ _SHIFTS = (-1e6, 1e6)
 
 
 def autoencoder_fields(config: Options) -> dict[str, Any]:
-    """Returns the autoencoder's fields from an AutoencoderKL or VQModel config.
+    """Return the autoencoder's fields from an AutoencoderKL or VQModel config.
 
     Raises:
         CheckpointMismatch: another class, or an option that the models here do not know.
@@ -93,7 +95,7 @@ def autoencoder_fields(config: Options) -> dict[str, Any]:
 
 
 def autoencoder_config(fields: Options, sample_size: int = 512) -> dict[str, Any]:
-    """Returns the AutoencoderKL or VQModel config of an image encoder and decoder.
+    """Return the AutoencoderKL or VQModel config of an image encoder and decoder.
 
     Args:
         fields: the architecture.
@@ -138,7 +140,7 @@ def autoencoder_config(fields: Options, sample_size: int = 512) -> dict[str, Any
 
 
 def _latent_fields(options: Options) -> tuple[Any, Any]:
-    """Returns the latent scale and shift of an AutoencoderKL: a number, or one by channel."""
+    """Return the latent scale and shift of an AutoencoderKL: a number, or one by channel."""
     factor = number(options, "scaling_factor", *_SCALES)
     shift = 0.0
     if options["shift_factor"] is not None:
@@ -155,7 +157,7 @@ def _latent_fields(options: Options) -> tuple[Any, Any]:
 
 
 def _latent_options(fields: Options) -> dict[str, Any]:
-    """Returns the options of an AutoencoderKL that say its latent scale and shift."""
+    """Return the options of an AutoencoderKL that say its latent scale and shift."""
     scale, shift = fields["latent_scale"], fields["latent_shift"]
     if isinstance(scale, float) and isinstance(shift, float):
         return {"scaling_factor": scale, "shift_factor": shift or None}
@@ -169,7 +171,7 @@ def _latent_options(fields: Options) -> dict[str, Any]:
 
 
 def _code_fields(options: Options) -> tuple[float, float]:
-    """Returns the latent scale and shift of a VQModel, whose codes are as wide as its latents."""
+    """Return the latent scale and shift of a VQModel, whose codes are as wide as its latents."""
     width = natural(options, "latent_channels")
     if options["vq_embed_dim"] not in (None, width):
         raise unsupported("vq_embed_dim", options["vq_embed_dim"], f"null or {width}")

@@ -60,7 +60,7 @@ _PREPROCESSOR_DEFAULTS = {
 
 
 def text_encoder_fields(config: Options) -> dict[str, Any]:
-    """Returns the text encoder's fields from a CLIPTextModel(WithProjection) config.
+    """Return the text encoder's fields from a CLIPTextModel(WithProjection) config.
 
     Old configs carry the id 2 for the end of text, which their models never used: they took the
     largest id of the row (github.com/huggingface/transformers/pull/24773), as is done here for
@@ -89,7 +89,7 @@ def text_encoder_fields(config: Options) -> dict[str, Any]:
 
 
 def text_encoder_config(fields: Options) -> dict[str, Any]:
-    """Returns the CLIPTextModel(WithProjection) config of a text encoder."""
+    """Return the CLIPTextModel(WithProjection) config of a text encoder."""
     projects = fields["projection_width"] is not None
     return {
         "architectures": ["CLIPTextModelWithProjection" if projects else "CLIPTextModel"],
@@ -110,7 +110,7 @@ def text_encoder_config(fields: Options) -> dict[str, Any]:
 
 
 def image_tower_fields(config: Options, preprocessor: Options | None = None) -> dict[str, Any]:
-    """Returns the image tower's fields from a CLIPVisionModelWithProjection config.
+    """Return the image tower's fields from a CLIPVisionModelWithProjection config.
 
     Args:
         config: the config.
@@ -164,7 +164,7 @@ def _transformer_fields(options: Options) -> dict[str, Any]:
 
 
 def image_tower_config(fields: Options) -> dict[str, Any]:
-    """Returns the CLIPVisionModelWithProjection config of an image tower."""
+    """Return the CLIPVisionModelWithProjection config of an image tower."""
     return {
         "architectures": [_IMAGE_CLASS],
         "model_type": "clip_vision_model",
@@ -182,7 +182,7 @@ def image_tower_config(fields: Options) -> dict[str, Any]:
 
 
 def preprocessor_config(fields: Options) -> dict[str, Any]:
-    """Returns the CLIPImageProcessor config of an image tower."""
+    """Return the CLIPImageProcessor config of an image tower."""
     side = fields["image_size"]
     return {
         "image_processor_type": "CLIPImageProcessor",
@@ -203,7 +203,7 @@ def preprocessor_config(fields: Options) -> dict[str, Any]:
 def clip_fields(
     config: Options, preprocessor: Options | None = None
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Returns the text encoder's and the image tower's fields from a CLIPModel config.
+    """Return the text encoder's and the image tower's fields from a CLIPModel config.
 
     Args:
         config: the config. In old ones `text_config_dict` and `vision_config_dict` stand beside
@@ -232,7 +232,7 @@ def _tower(config: Options, name: str) -> dict[str, Any]:
 
 
 def clip_config(text_encoder: Options, image_tower: Options) -> dict[str, Any]:
-    """Returns the CLIPModel config of a text encoder and an image tower.
+    """Return the CLIPModel config of a text encoder and an image tower.
 
     Raises:
         ValueError: they project to different widths.

@@ -86,7 +86,7 @@ _UP_BLOCK = {"DownBlock2D": "UpBlock2D", "CrossAttnDownBlock2D": "CrossAttnUpBlo
 
 
 def diffusion_model_fields(config: Options) -> dict[str, Any]:
-    """Returns the diffusion model's fields from a UNet2DConditionModel config.
+    """Return the diffusion model's fields from a UNet2DConditionModel config.
 
     `attention_head_dim` is the number of heads there, by a mistake that could never be corrected
     (github.com/huggingface/diffusers/issues/2011), unless `num_attention_heads` is set.
@@ -128,7 +128,7 @@ def diffusion_model_fields(config: Options) -> dict[str, Any]:
 def diffusion_model_config(
     fields: Options, sample_size: int | Sequence[int] | None = None
 ) -> dict[str, Any]:
-    """Returns the UNet2DConditionModel config of a diffusion model.
+    """Return the UNet2DConditionModel config of a diffusion model.
 
     Args:
         fields: the architecture.
@@ -164,7 +164,7 @@ def diffusion_model_config(
 
 
 def _context_width(options: Options, channels: tuple[int, ...]) -> int | None:
-    """Returns the width of the context; None if each level is to attend to its own tokens.
+    """Return the width of the context; None if each level is to attend to its own tokens.
 
     diffusers does that when it is given no context; the widths of a list have to be the levels'.
     """
@@ -174,7 +174,7 @@ def _context_width(options: Options, channels: tuple[int, ...]) -> int | None:
 
 
 def _num_classes(options: Options) -> int | None:
-    """Returns the number of classes; the last embedding stands for none of them."""
+    """Return the number of classes; the last embedding stands for none of them."""
     if options["num_class_embeds"] is None:
         return None
     if natural(options, "num_class_embeds") == 1:
@@ -183,5 +183,5 @@ def _num_classes(options: Options) -> int | None:
 
 
 def _short(values: Sequence[int]) -> int | list[int]:
-    """Returns one number where all are equal, as the published configs have it."""
+    """Return one number where all are equal, as the published configs have it."""
     return values[0] if len(set(values)) == 1 else list(values)

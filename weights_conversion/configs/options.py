@@ -11,7 +11,7 @@ Options = Mapping[str, Any]
 
 
 def unsupported(key: str, value: Any, expected: str) -> CheckpointMismatch:
-    """Returns the error of an option that the models or samplers here do not know."""
+    """Return the error of an option that the models or samplers here do not know."""
     return CheckpointMismatch(
         f"The config has {key} = {printable(value)}, which is not supported; expected {expected}."
     )
@@ -24,7 +24,7 @@ def checked(
     neutral: Options,
     without_effect: Collection[str],
 ) -> dict[str, Any]:
-    """Returns the options of a diffusers class with its defaults, once each is understood.
+    """Return the options of a diffusers class with its defaults, once each is understood.
 
     Args:
         config: the options as they stand in the file.
@@ -48,14 +48,14 @@ def checked(
 
 
 def natural(options: Options, key: str) -> int:
-    """Returns a positive integer."""
+    """Return a positive integer."""
     if not _is_natural(options[key]):
         raise unsupported(key, options[key], "a positive integer")
     return options[key]
 
 
 def number(options: Options, key: str, low: float, high: float) -> float:
-    """Returns a number within bounds."""
+    """Return a number within bounds."""
     value = options[key]
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
         raise unsupported(key, value, f"a number from {low:g} to {high:g}")
@@ -63,28 +63,28 @@ def number(options: Options, key: str, low: float, high: float) -> float:
 
 
 def numbers(options: Options, key: str, length: int, low: float, high: float) -> tuple[float, ...]:
-    """Returns a list of this length of numbers within bounds."""
+    """Return a list of this length of numbers within bounds."""
     if not _is_list(options[key], length):
         raise unsupported(key, options[key], f"a list of {length} numbers")
     return tuple(number({key: value}, key, low, high) for value in options[key])
 
 
 def flag(options: Options, key: str) -> bool:
-    """Returns true or false, where null is false."""
+    """Return true or false, where null is false."""
     if options[key] not in (None, False, True):
         raise unsupported(key, options[key], "true or false")
     return bool(options[key])
 
 
 def one_of(options: Options, key: str, known: Collection[str]) -> str:
-    """Returns a known name."""
+    """Return a known name."""
     if options[key] not in list(known):
         raise unsupported(key, options[key], f"one of {', '.join(known)}")
     return options[key]
 
 
 def names(options: Options, key: str, known: Collection[str], length: int) -> tuple[str, ...]:
-    """Returns a list of this length of known names."""
+    """Return a list of this length of known names."""
     value = options[key]
     if not _is_list(value, length) or not all(name in list(known) for name in value):
         raise unsupported(key, value, f"a list of {length}, each one of {', '.join(known)}")
@@ -92,7 +92,7 @@ def names(options: Options, key: str, known: Collection[str], length: int) -> tu
 
 
 def multiples(options: Options, key: str, factor: int) -> tuple[int, ...]:
-    """Returns a list of multiples, such as of widths that are split into so many groups."""
+    """Return a list of multiples, such as of widths that are split into so many groups."""
     value = options[key]
     if (
         not isinstance(value, Sequence)
@@ -104,7 +104,7 @@ def multiples(options: Options, key: str, factor: int) -> tuple[int, ...]:
 
 
 def per_level(options: Options, key: str, levels: int) -> tuple[int, ...]:
-    """Returns a number for each level, where one number stands for all."""
+    """Return a number for each stage, where one number stands for all."""
     value = options[key]
     values = (value,) * levels if _is_natural(value) else value
     if not _is_list(values, levels) or not all(_is_natural(item) for item in values):
@@ -113,7 +113,7 @@ def per_level(options: Options, key: str, levels: int) -> tuple[int, ...]:
 
 
 def same_on_levels(options: Options, key: str, levels: int) -> int:
-    """Returns the number that stands for all levels, given once or for each."""
+    """Return the number that stands for all stages, given once or for each."""
     values = per_level(options, key, levels)
     if len(set(values)) > 1:
         raise unsupported(key, options[key], "the same number on all levels")
@@ -121,7 +121,7 @@ def same_on_levels(options: Options, key: str, levels: int) -> int:
 
 
 def is_neutral(value: Any, neutral: Any) -> bool:
-    """Whether an option has no effect: at its neutral value, absent, or so for each level."""
+    """Tell if an option has no effect: at its neutral value, absent, or so for each stage."""
     if isinstance(value, list):
         return all(is_neutral(item, neutral) for item in value)
     return value == neutral or (not neutral and (value is None or value is False))

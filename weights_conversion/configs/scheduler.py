@@ -184,7 +184,7 @@ _SIGMA_SPACINGS = {
 
 
 def scheduler_fields(config: Options) -> dict[str, dict[str, Any]]:
-    """Returns {"schedule": fields, "sampling": fields} from a scheduler_config.json.
+    """Return {"schedule": fields, "sampling": fields} from a scheduler_config.json.
 
     Raises:
         CheckpointMismatch: another class, or an option that the samplers here do not know.
@@ -216,7 +216,7 @@ def scheduler_fields(config: Options) -> dict[str, dict[str, Any]]:
 
 
 def scheduler_config(fields: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Returns the scheduler_config.json of a schedule and a sampler.
+    """Return the scheduler_config.json of a schedule and a sampler.
 
     Args:
         fields: {"schedule": fields, "sampling": fields}, as `scheduler_fields` gives them.
@@ -249,7 +249,7 @@ def scheduler_config(fields: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _class_of(sampler: str) -> tuple[str, dict[str, Any]]:
-    """Returns a sampler's class and the options that make the class this sampler."""
+    """Return a sampler's class and the options that make the class this sampler."""
     samplers: dict[str, tuple[str, Mapping[str, Any]]] = {
         row.sampler: (name, row.explicit) for name, row in _SCHEDULERS.items() if row.sampler
     }

@@ -97,7 +97,8 @@ def check_space(path: Path, needed: int) -> None:
     Raises:
         CheckpointError: If less is free.
     """
-    free = shutil.disk_usage(path.parent).free
+    place = next(parent for parent in path.absolute().parents if parent.exists())
+    free = shutil.disk_usage(place).free
     if needed > free:
         raise CheckpointError(
             f"{path} needs {needed:,} bytes, and {free:,} are free there. Make room, or choose "

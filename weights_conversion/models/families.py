@@ -1,123 +1,272 @@
-"""Which model is this? Told from names and shapes of a file's tensors, never guessed.
+"""The families of models: one row says all that differs between them.
 
-The first row that fits wins, as adapters contain names of the models they adapt. Sources: the
-detection of diffusers, ComfyUI, AUTOMATIC1111 and stable-diffusion.cpp, which all agree on these.
+A model is recognised, never guessed: a single file by its signs, a folder and models in memory by
+their parts and the inputs of the diffusion model. The first row that fits wins, as adapters contain
+names of the models they adapt.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Callable
+from dataclasses import replace
 
-from weights_conversion.files.errors import listed
+from weights_conversion.files.errors import CheckpointError, listed
+from weights_conversion.models.family import NETWORK, Family, Part
+from weights_conversion.models.kinds import Fields
+from weights_conversion.models.signs import (
+    Shapes,
+    begins,
+    contains,
+    either,
+    unet,
+    without_unet,
+)
+from weights_conversion.names import autoencoder, diffusion_model, image_tower, text_encoder
 
-Shapes = Mapping[str, tuple[int, ...]]
+# By K. Turner and torridgristle for Stable Diffusion 1.5, also used by InvokeAI:
+# https://discuss.huggingface.co/t/decoding-latents-to-rgb-without-upscaling/23204
+_PREVIEW = (
+    (0.3444, 0.1385, 0.0670),
+    (0.1247, 0.4027, 0.1494),
+    (-0.3192, 0.2513, 0.2103),
+    (-0.1307, -0.1874, -0.7445),
+)
 
 
-class Family(NamedTuple):
-    """A kind of model.
+_TEXT_ENCODER = Part(
+    "text_encoder", "text_encoder", "text_encoder", text_encoder.PREFIX, "tokenizer"
+)
+_AUTOENCODER = (
+    Part("image_encoder", "image_encoder", "vae", autoencoder.PREFIX),
+    Part("image_decoder", "image_decoder", "vae", autoencoder.PREFIX),
+)
+_DIFFUSION_MODEL = Part(NETWORK, "diffusion_model", "unet", diffusion_model.PREFIX)
+_IMAGE_TOWER = Part("image_tower", "image_tower", "image_encoder", image_tower.PREFIX)
 
-    Attributes:
-        name: a short name, for programs.
-        title: what it is, for people.
-        use: what to do with it if it cannot be loaded as Stable Diffusion, else None.
-    """
-
-    name: str
-    title: str
-    use: str | None = None
-
-
-class _Signs(NamedTuple):
-    """Names that tell a family; any of them is enough.
-
-    Attributes:
-        leading: beginnings of names, once `model.diffusion_model.` is taken off.
-        inside: parts of names.
-    """
-
-    leading: tuple[str, ...] = ()
-    inside: tuple[str, ...] = ()
-
+_WIDE = 1024  # width of the text states of Stable Diffusion 2
 
 _UNSUPPORTED = "This architecture is not supported; use a checkpoint of Stable Diffusion 1 or 2."
 _BASE = "Load the base model that it belongs to; this file alone draws nothing."
+_WHOLE = "Name a whole model, or the model's folder."
 
-_ADAPTERS_AND_STRANGERS = (
-    (
-        Family("flux", "Flux or another transformer of flows", _UNSUPPORTED),
-        _Signs(("double_blocks.", "single_blocks.", "txt_in.", "transformer_blocks.", "net.")),
+
+def _prompted(extra: Callable[[int], int], is_wide: bool = False) -> Callable[[Fields], bool]:
+    """Return the test for diffusion models of texts.
+
+    Args:
+        extra: tells how many channels the network is given beside the latents, whose number of
+            channels it is given.
+        is_wide: whether the text states are as wide as those of Stable Diffusion 2.
+    """
+
+    def takes(fields: Fields) -> bool:
+        width, latents = fields["context_width"], fields["out_channels"]
+        is_prompted = width is not None and fields["num_classes"] is None
+        fits = fields["in_channels"] == latents + extra(latents)
+        return is_prompted and fits and (width == _WIDE) == is_wide
+
+    return takes
+
+
+def _is_unprompted(fields: Fields) -> bool:
+    is_conditioned = fields["in_channels"] != fields["out_channels"]
+    return fields["context_width"] is None and not is_conditioned
+
+
+def _nothing(latents: int) -> int:
+    return 0
+
+
+def _masked_image(latents: int) -> int:
+    return latents + 1
+
+
+def _whole_image(latents: int) -> int:
+    return latents
+
+
+_STABLE_DIFFUSION = Family(
+    "sd1",
+    "Stable Diffusion 1",
+    unet(lambda net: net.context == 768 and net.inputs == 4),
+    (_TEXT_ENCODER, *_AUTOENCODER, _DIFFUSION_MODEL),
+    _prompted(_nothing),
+    pipeline="StableDiffusion",
+    index="StableDiffusionPipeline",
+    preview=_PREVIEW,
+    prediction="epsilon",
+)
+
+_ROWS = (
+    Family(
+        "flux",
+        "Flux or another transformer of flows",
+        begins("double_blocks.", "single_blocks.", "txt_in.", "transformer_blocks.", "net."),
+        use=_UNSUPPORTED,
     ),
-    (
-        Family("sd3", "Stable Diffusion 3", _UNSUPPORTED),
-        _Signs(("joint_blocks.", "x_embedder.")),
+    Family("sd3", "Stable Diffusion 3", begins("joint_blocks.", "x_embedder."), use=_UNSUPPORTED),
+    Family(
+        "video",
+        "a video model, such as SVD or AnimateDiff",
+        contains("time_mixer.mix_factor", "motion_modules.", ".time_stack."),
+        use=_UNSUPPORTED,
     ),
-    (
-        Family("video", "a video model, such as SVD or AnimateDiff", _UNSUPPORTED),
-        _Signs(inside=("time_mixer.mix_factor", "motion_modules.", ".time_stack.")),
+    Family(
+        "controlnet",
+        "a ControlNet",
+        begins("control_model.", "controlnet_cond_embedding.", "input_hint_block."),
+        use=_BASE,
     ),
-    (
-        Family("controlnet", "a ControlNet", _BASE),
-        _Signs(("control_model.", "controlnet_cond_embedding.", "input_hint_block.")),
+    Family(
+        "t2i-adapter",
+        "a T2I-Adapter",
+        begins("adapter.body.", "adapter.conv_in.", "body.0.block1.", "body.0.in_conv."),
+        use=_BASE,
     ),
-    (
-        Family("t2i-adapter", "a T2I-Adapter", _BASE),
-        _Signs(("adapter.body.", "adapter.conv_in.", "body.0.block1.", "body.0.in_conv.")),
+    Family("ip-adapter", "an IP-Adapter", begins("ip_adapter.", "image_proj."), use=_BASE),
+    Family(
+        "lora",
+        "a LoRA, LoHa or LoKr",
+        either(begins("lora_"), contains(".lora_", ".lora.", "hada_w", "lokr_w", "_lora.")),
+        use=_BASE,
     ),
-    (
-        Family("ip-adapter", "an IP-Adapter", _BASE),
-        _Signs(("ip_adapter.", "image_proj.")),
+    Family(
+        "textual-inversion",
+        "a textual inversion embedding",
+        begins("emb_params", "string_to_param.", "string_to_token.", "clip_g", "clip_l"),
+        use=_BASE,
     ),
-    (
-        Family("lora", "a LoRA, LoHa or LoKr", _BASE),
-        _Signs(("lora_",), (".lora_", ".lora.", "hada_w", "lokr_w", "_lora.")),
+    Family("playground-v2.5", "Playground v2.5", begins("edm_mean", "edm_std"), use=_UNSUPPORTED),
+    Family("sdxl", "Stable Diffusion XL", begins("conditioner.embedders.1."), use=_UNSUPPORTED),
+    Family(
+        "sdxl-refiner",
+        "the refiner of Stable Diffusion XL",
+        begins("conditioner.embedders.0."),
+        use=_UNSUPPORTED,
     ),
-    (
-        Family("textual-inversion", "a textual inversion embedding", _BASE),
-        _Signs(("emb_params", "string_to_param.", "string_to_token.", "clip_g", "clip_l")),
+    Family(
+        "sd2-unclip",
+        "Stable Diffusion 2.1 unCLIP",
+        begins("embedder.model.", "noise_augmentor."),
+        use=_UNSUPPORTED,
     ),
-    (
-        Family("playground-v2.5", "Playground v2.5", _UNSUPPORTED),
-        _Signs(("edm_mean", "edm_std")),
+    Family(
+        "diffusers-part",
+        "one part of a folder in diffusers' layout",
+        either(
+            begins("down_blocks.", "mid_block."),
+            contains("encoder.down_blocks.", "decoder.up_blocks."),
+        ),
+        use="Name the folder.",
     ),
-    (
-        Family("sdxl", "Stable Diffusion XL", _UNSUPPORTED),
-        _Signs(("conditioner.embedders.1.",)),
+    Family(
+        "ldm",
+        "a latent diffusion model without text",
+        unet(lambda net: net.context is None),
+        use=_UNSUPPORTED,
     ),
-    (
-        Family("sdxl-refiner", "the refiner of Stable Diffusion XL", _UNSUPPORTED),
-        _Signs(("conditioner.embedders.0.",)),
+    Family(
+        "sd2-depth",
+        "Stable Diffusion 2 with depth",
+        unet(lambda net: net.inputs == 5),
+        use=_UNSUPPORTED,
     ),
-    (
-        Family("sd2-unclip", "Stable Diffusion 2.1 unCLIP", _UNSUPPORTED),
-        _Signs(("embedder.model.", "noise_augmentor.")),
+    Family(
+        "x4-upscaler",
+        "the x4 upscaler of Stable Diffusion",
+        unet(lambda net: net.inputs == 7),
+        use=_UNSUPPORTED,
     ),
-    (
-        Family("diffusers-part", "one part of a folder in diffusers' layout", "Name the folder."),
-        _Signs(("down_blocks.", "mid_block."), ("encoder.down_blocks.", "decoder.up_blocks.")),
+    Family(
+        "sdxl-unet",
+        "the U-Net of Stable Diffusion XL",
+        unet(lambda net: net.has_labels and net.is_deep),
+        use=_UNSUPPORTED,
+    ),
+    Family(
+        "class-conditional",
+        "a U-Net of class or image embeddings",
+        unet(lambda net: net.has_labels),
+        use=_UNSUPPORTED,
+    ),
+    _STABLE_DIFFUSION,
+    replace(
+        _STABLE_DIFFUSION,
+        name="sd1-inpaint",
+        title="Stable Diffusion 1 for inpainting",
+        signs=unet(lambda net: net.context == 768 and net.inputs == 9),
+        takes=_prompted(_masked_image),
+        index="StableDiffusionInpaintPipeline",
+    ),
+    replace(
+        _STABLE_DIFFUSION,
+        name="sd2",
+        title="Stable Diffusion 2",
+        signs=unet(lambda net: net.context == _WIDE and net.inputs == 4),
+        takes=_prompted(_nothing, is_wide=True),
+        prediction=None,
+        sample_size=(64, 96),
+    ),
+    replace(
+        _STABLE_DIFFUSION,
+        name="sd2-inpaint",
+        title="Stable Diffusion 2 for inpainting",
+        signs=unet(lambda net: net.context == _WIDE and net.inputs == 9),
+        takes=_prompted(_masked_image, is_wide=True),
+        index="StableDiffusionInpaintPipeline",
+    ),
+    replace(
+        _STABLE_DIFFUSION,
+        name="instruct-pix2pix",
+        title="InstructPix2Pix on Stable Diffusion 1",
+        signs=unet(lambda net: net.inputs == 8),
+        takes=_prompted(_whole_image),
+        index="StableDiffusionInstructPix2PixPipeline",
+    ),
+    Family(
+        "ldm-text",
+        "the text model before Stable Diffusion",
+        unet(lambda net: net.context == 1280 and net.inputs in (4, 9)),
+        use=_UNSUPPORTED,
+    ),
+    Family(
+        "latent-diffusion",
+        "a latent diffusion model of classes or without conditions",
+        parts=(*_AUTOENCODER, _DIFFUSION_MODEL),
+        takes=_is_unprompted,
+        pipeline="LatentDiffusion",
+        index="LatentDiffusion",
+    ),
+    Family(
+        "pixel-diffusion",
+        "a diffusion model of pixels",
+        parts=(_DIFFUSION_MODEL,),
+        takes=_is_unprompted,
+        pipeline="PixelDiffusion",
+        index="PixelDiffusion",
+    ),
+    Family("clip", "a CLIP", parts=(_TEXT_ENCODER, _IMAGE_TOWER), use=_WHOLE),
+    Family(
+        "vae",
+        "an autoencoder alone",
+        without_unet("first_stage_model."),
+        _AUTOENCODER,
+        use=_WHOLE,
+    ),
+    Family(
+        "text-encoder",
+        "a text encoder alone",
+        without_unet("cond_stage_model."),
+        (_TEXT_ENCODER,),
+        use=_WHOLE,
     ),
 )
-_XL_UNET = Family("sdxl", "the U-Net of Stable Diffusion XL", _UNSUPPORTED)
-_CLASSES = Family("class-conditional", "a U-Net of class or image embeddings", _UNSUPPORTED)
-_UNCONDITIONAL = Family("ldm", "a latent diffusion model without text", _UNSUPPORTED)
-_BY_CONTEXT = {
-    768: Family("sd1", "Stable Diffusion 1"),
-    1024: Family("sd2", "Stable Diffusion 2"),
-    1280: Family("ldm-text", "the text model before Stable Diffusion", _UNSUPPORTED),
-}
-_BY_INPUTS = {
-    5: Family("sd2-depth", "Stable Diffusion 2 with depth", _UNSUPPORTED),
-    7: Family("x4-upscaler", "the x4 upscaler of Stable Diffusion", _UNSUPPORTED),
-    8: Family("instruct-pix2pix", "InstructPix2Pix on Stable Diffusion 1"),
-}
-_INPAINTING = 9
-_VAE = Family("vae", "an autoencoder alone", "Name a whole model, or the model's folder.")
-_TEXT = Family("text-encoder", "a text encoder alone", "Name a whole model, or the model's folder.")
-UNKNOWN = Family("unknown", "nothing that is known here", _UNSUPPORTED)
+FAMILIES = {family.name: family for family in _ROWS}
+UNKNOWN = Family("unknown", "nothing that is known here", use=_UNSUPPORTED)
 
 
 def identify(shapes: Shapes) -> Family:
-    """Tells the family of a checkpoint from its tensors' names, in CompVis style, and shapes.
+    """Return the family of a single file, told from its tensors' names and shapes.
 
     Args:
         shapes: the shape of each tensor, by name (see `single_file.canonical_names`).
@@ -130,50 +279,50 @@ def identify(shapes: Shapes) -> Family:
     >>> identify({"model.diffusion_model.double_blocks.0.img_mod.lin.weight": (9216, 3072)}).title
     'Flux or another transformer of flows'
     """
-    bare = [name.removeprefix("model.diffusion_model.") for name in shapes]
-    for family, signs in _ADAPTERS_AND_STRANGERS:
-        if any(name.startswith(signs.leading) for name in bare):
-            return family
-        if any(part in name for part in signs.inside for name in shapes):
-            return family
-    if "model.diffusion_model.input_blocks.0.0.weight" in shapes:
-        return _unet(shapes)
-    if any(name.startswith("first_stage_model.") for name in shapes):
-        return _VAE
-    if any(name.startswith("cond_stage_model.") for name in shapes):
-        return _TEXT
-    return UNKNOWN
+    rows = (family for family in FAMILIES.values() if family.signs and family.signs(shapes))
+    return next(rows, UNKNOWN)
 
 
-def _unet(shapes: Shapes) -> Family:
-    prefix = "model.diffusion_model."
-    inputs = (*shapes[f"{prefix}input_blocks.0.0.weight"], 0, 0)[1]
-    context = next(
-        (
-            shape[1]
-            for name, shape in shapes.items()
-            if name.startswith(prefix) and name.endswith("attn2.to_k.weight") and len(shape) > 1
-        ),
-        None,
-    )
-    has_labels = any(name.startswith(f"{prefix}label_emb.") for name in shapes)
-    if context is None:
-        return _UNCONDITIONAL
-    if inputs in _BY_INPUTS:
-        return _BY_INPUTS[inputs]
-    if has_labels:
-        is_xl = f"{prefix}input_blocks.4.1.transformer_blocks.1.norm1.weight" in shapes
-        return _XL_UNET if is_xl else _CLASSES
-    family = _BY_CONTEXT.get(context)
-    if family is None or inputs not in (4, _INPAINTING):
-        return UNKNOWN
-    if inputs == _INPAINTING and family.use is None:
-        return Family(f"{family.name}-inpaint", f"{family.title} for inpainting")
-    return family
+def family_of(
+    has: Callable[[Part], bool], fields: Callable[[Part], Fields] | None = None
+) -> Family:
+    """Return the family of a folder or of models in memory, told from their parts.
+
+    Of the families that have most of the parts, one is taken whose diffusion model has such
+    fields, and of these the one that lacks the fewest parts. If the fields fit none, the result is
+    the nearest family, whose pipeline refuses the network with a better message.
+
+    Args:
+        has: tells if a part is there.
+        fields: returns the fields of the diffusion model as such a part; None if they are unknown.
+
+    Returns:
+        The family; `UNKNOWN` if there is no part of any.
+
+    Example:
+
+    >>> models = {"diffusion_model": {"context_width": None, "in_channels": 3, "out_channels": 3}}
+    >>> family_of(lambda part: part.name in models, lambda part: models[part.name]).pipeline
+    'PixelDiffusion'
+    """
+
+    def takes(family: Family, there: list[Part]) -> bool:
+        network = next((part for part in there if part.name == NETWORK), None)
+        try:
+            return network is None or fields is None or family.takes(fields(network))
+        except CheckpointError:  # a network of another kind
+            return False
+
+    def fit(family: Family) -> tuple[int, bool, int]:
+        there = [part for part in family.parts if has(part)]
+        return len(there), takes(family, there), -len(family.parts)
+
+    best = max(FAMILIES.values(), key=fit)
+    return best if any(map(has, best.parts)) else UNKNOWN
 
 
 def describe(family: Family, shapes: Shapes) -> str:
-    """Returns what a file looks like and what to use, for the message of an error."""
+    """Return what a file looks like and what to use, for the message of an error."""
     if family is UNKNOWN:
         return (
             f"looks like {family.title}: its tensors are {listed(sorted(shapes)) or 'none'}. "

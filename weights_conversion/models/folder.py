@@ -26,20 +26,12 @@ from weights_conversion.files.safetensors_writer import Progress, write_safetens
 from weights_conversion.files.staging import staged, staged_file
 from weights_conversion.models.folder_files import (
     INDEX,
+    SCHEDULER,
+    SCHEDULER_CONFIG,
     STEMS,
     TOKENIZER_FILES,
     weights_files,
 )
-
-__all__ = [
-    "DiffusersFolder",
-    "read_json",
-    "staged",
-    "write_component",
-    "write_index",
-    "write_json",
-    "write_scheduler",
-]
 
 MAX_JSON_BYTES = 25_000_000
 MAX_SHARD_BYTES = 10_000_000_000  # what diffusers writes into one file
@@ -66,26 +58,32 @@ class DiffusersFolder:
 
     @property
     def index(self) -> dict[str, Any]:
-        """The content of model_index.json: a [library, class] pair for each component."""
+        """Return the content of model_index.json: a [library, class] pair for each component."""
         return read_json(self.path / INDEX)
 
+    def components(self) -> set[str]:
+        """Return the names of the components that are there and not switched off by an index."""
+        index = self.index if (self.path / INDEX).is_file() else {}
+        names = os.listdir(self.path) if self.path.is_dir() else []
+        there = {name for name in names if (self.path / name).is_dir()}
+        return {name for name in there if index.get(name) != [None, None]}
+
     def has(self, component: str) -> bool:
-        """Whether the folder holds a component that its index does not switch off."""
-        switched_off = self.index.get(component) == [None, None]
-        return (self.path / component).is_dir() and not switched_off
+        """Tell if the folder holds a component that is not switched off by an index."""
+        return component in self.components()
 
     def config(self, component: str) -> dict[str, Any]:
-        """Returns a component's config.json, or the scheduler's scheduler_config.json."""
-        name = "scheduler_config.json" if component == "scheduler" else "config.json"
+        """Return a component's config.json, or the scheduler's scheduler_config.json."""
+        name = SCHEDULER_CONFIG if component == SCHEDULER else "config.json"
         return read_json(self.path / component / name)
 
     def tokenizer_files(self, component: str = "tokenizer") -> dict[str, Path]:
-        """Returns the paths of the tokenizer's files that are there, by file name."""
+        """Return the paths of the tokenizer's files that are there, by file name."""
         paths = {name: self.path / component / name for name in TOKENIZER_FILES}
         return {name: path for name, path in paths.items() if path.is_file()}
 
     def weights(self, component: str, variant: str | None = None) -> Checkpoint:
-        """Opens a component's weights: one file, or several with their index.
+        """Open a component's weights: one file, or several with their index.
 
         Safetensors files are taken before PyTorch's `.bin` files.
 
@@ -125,7 +123,7 @@ def _missing_weights(folder: Path, variant: str | None) -> str:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Reads a JSON object from a file.
+    """Read a JSON object from a file.
 
     Raises:
         CheckpointError: the file is missing, too large, or holds no JSON object.
@@ -144,7 +142,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def _open_shards(root: Path, index: Path) -> Checkpoint:
-    """Opens the shards that an index names, as one checkpoint."""
+    """Open the shards that an index names, as one checkpoint."""
     content = read_json(index)
     weight_map = content.get("weight_map")
     if not isinstance(weight_map, dict) or not all(map(_is_text, weight_map.values())):
@@ -175,7 +173,7 @@ def _is_text(value: object) -> bool:
 
 
 def _shard_path(root: Path, index: Path, name: str) -> Path:
-    """Returns a shard's path, which must be a plain name of a file inside the folder."""
+    """Return a shard's path, which must be a plain name of a file inside the folder."""
     unsafe = UnsafeCheckpoint(
         f"{index} names the file {printable(name)}, which is not beside it. "
         "Do not trust this folder; download it from its source."
@@ -203,7 +201,7 @@ def write_component(
     max_shard_bytes: int = MAX_SHARD_BYTES,
     progress: Progress | None = None,
 ) -> None:
-    """Writes a component's folder: its config and its weights, all of it or nothing.
+    """Write a component's folder: its config and its weights, all of it or nothing.
 
     Args:
         path: the pipeline's folder.
@@ -214,7 +212,7 @@ def write_component(
             time.
         variant: as in `DiffusersFolder.weights`.
         max_shard_bytes: size above which the weights are split into several files.
-        progress: is told the bytes of each part that was written.
+        progress: is called with the bytes of each part that was written.
 
     Raises:
         CheckpointError: the component's folder exists already and is not empty.
@@ -227,17 +225,17 @@ def write_component(
 
 
 def write_scheduler(path: str | os.PathLike, config: Mapping[str, Any]) -> None:
-    """Writes the scheduler's folder, which holds its scheduler_config.json only.
+    """Write the scheduler's folder, which holds its scheduler_config.json only.
 
     Raises:
         CheckpointError: the folder exists already and is not empty.
     """
-    with staged(Path(path) / "scheduler") as folder:
-        write_json(folder / "scheduler_config.json", config)
+    with staged(Path(path) / SCHEDULER) as folder:
+        write_json(folder / SCHEDULER_CONFIG, config)
 
 
 def write_index(path: str | os.PathLike, class_name: str = "StableDiffusionPipeline") -> None:
-    """Writes model_index.json for the components that the folder holds; last, for this reason.
+    """Write model_index.json for the components that the folder holds; last, for this reason.
 
     Args:
         path: the pipeline's folder.
@@ -255,9 +253,9 @@ def write_index(path: str | os.PathLike, class_name: str = "StableDiffusionPipel
 
 
 def _class_row(component: Path) -> list[str | None]:
-    """Returns the library and the class that load a component's folder."""
-    if (component / "scheduler_config.json").is_file():
-        return ["diffusers", read_json(component / "scheduler_config.json")["_class_name"]]
+    """Return the library and the class that load a component's folder."""
+    if (component / SCHEDULER_CONFIG).is_file():
+        return ["diffusers", read_json(component / SCHEDULER_CONFIG)["_class_name"]]
     if (component / "vocab.json").is_file():
         return ["transformers", "CLIPTokenizer"]
     if not (component / "config.json").is_file():
@@ -269,7 +267,7 @@ def _class_row(component: Path) -> list[str | None]:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Writes a JSON object, as diffusers does."""
+    """Write a JSON object, as diffusers does."""
     path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
@@ -293,7 +291,7 @@ def _write_weights(
 
 
 def _shards(tensors: Checkpoint, max_bytes: int) -> list[list[str]]:
-    """Splits the names, in their order, into runs of at most this size (or one tensor)."""
+    """Split the names, in their order, into runs of at most this size (or one tensor)."""
     shards: list[list[str]] = [[]]
     size = 0
     for name in tensors:

@@ -1,14 +1,16 @@
-"""Which files of a folder in diffusers' layout make a model: told from their names alone."""
+"""The files of a folder in diffusers' layout that make a model, told from their names alone."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable
-from typing import NamedTuple
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any, NamedTuple
 
 from weights_conversion.files.errors import CheckpointMismatch, listed
+from weights_conversion.models.families import family_of
 
 INDEX = "model_index.json"
+SCHEDULER, SCHEDULER_CONFIG = "scheduler", "scheduler_config.json"
 TOKENIZER_FILES = (
     "vocab.json",
     "merges.txt",
@@ -41,19 +43,23 @@ class Selection(NamedTuple):
     variant: str | None
 
 
-def select(names: Iterable[str], components: Iterable[str]) -> Selection:
-    """Chooses what a model needs of a folder: of each component one config and one set of weights.
+def select(names: Iterable[str], index: Mapping[str, Any] | None = None) -> Selection:
+    """Choose the files that a model needs: of each component one config and one set of weights.
 
     Weights without a variant are taken before any variant, safetensors files before `.bin` files.
 
     Args:
         names: of all files, with "/" between the folder and the name.
-        components: the folders that hold weights, such as "unet".
+        index: the content of model_index.json, if it is there, which lists further components.
 
     Raises:
         CheckpointMismatch: something is missing; the message names the files.
     """
-    names, components = set(names), tuple(components)
+    names = set(names)
+    there = {name.partition("/")[0] for name in names if "/" in name}
+    there |= {name for name, classes in (index or {}).items() if classes != [None, None]}
+    family = family_of(lambda part: part.folder in there)
+    components = family.folders
     inside = {component: _inside(names, component) for component in components}
     found = {
         match["variant"]
@@ -67,19 +73,19 @@ def select(names: Iterable[str], components: Iterable[str]) -> Selection:
         for variant in variants
     }
     variant = next((v for v, chosen in choices.items() if all(chosen.values())), None)
-    needed = [INDEX, "scheduler/scheduler_config.json"]
+    needed = [INDEX, f"{SCHEDULER}/{SCHEDULER_CONFIG}"]
     for component, chosen in choices[variant].items():
         needed.append(f"{component}/config.json")
         needed += [f"{component}/{name}" for name in chosen or ["model weights"]]
         needed += [f"{component}/{name}" for name in _absent_shards(chosen)]
     if missing := [name for name in needed if name not in names]:
         raise CheckpointMismatch(f"missing files: {listed(missing)}")
-    tokenizer = [f"tokenizer/{name}" for name in TOKENIZER_FILES]
+    tokenizer = [f"{folder}/{name}" for folder in family.tokenizers for name in TOKENIZER_FILES]
     return Selection(needed + [name for name in tokenizer if name in names], variant)
 
 
 def weights_files(names: Collection[str], variant: str | None = None) -> list[str]:
-    """Returns the files that hold a component's weights: one, or an index and then its shards.
+    """Return the files that hold a component's weights: one, or an index and then its shards.
 
     Args:
         names: of the files in the component's folder.
@@ -104,7 +110,7 @@ def weights_files(names: Collection[str], variant: str | None = None) -> list[st
 
 
 def terms(names: Iterable[str]) -> list[str]:
-    """Returns the names of a folder's own README and licence."""
+    """Return the names of a folder's own README and licence."""
     return sorted(filter(_TERMS.fullmatch, names))
 
 
@@ -114,7 +120,7 @@ def _inside(names: Iterable[str], folder: str) -> set[str]:
 
 
 def _absent_shards(chosen: list[str]) -> list[str]:
-    """Names the shards that the others count and that are not there."""
+    """Name the shards that the others count and that are not there."""
     shards = chosen[1:]
     if not shards:
         return ["shards of its weights"] if ".index" in "".join(chosen) else []

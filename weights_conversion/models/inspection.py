@@ -1,4 +1,4 @@
-"""What is in a checkpoint, told from its header alone."""
+"""Description of a checkpoint from its header alone."""
 
 from __future__ import annotations
 
@@ -17,26 +17,22 @@ from weights_conversion.files.errors import (
 )
 from weights_conversion.files.limits import Limits
 from weights_conversion.files.opening import is_torch, open_checkpoint
-from weights_conversion.models.components import COMPONENTS
-from weights_conversion.models.families import Family, identify
+from weights_conversion.models.families import FAMILIES, identify
+from weights_conversion.models.family import Family
 from weights_conversion.models.folder import DiffusersFolder
-from weights_conversion.models.folder_files import select, terms
+from weights_conversion.models.folder_files import SCHEDULER, select, terms
+from weights_conversion.models.folder_model import FolderModel
 from weights_conversion.models.prediction import find_prediction
-from weights_conversion.models.single_file import canonical_names
+from weights_conversion.models.single_file import EMA, canonical_names
 
-_PARTS = {  # beginnings of CompVis names
-    "diffusion model": "model.diffusion_model.",
-    "moving average": "model_ema.",
-    "autoencoder": "first_stage_model.",
-    "text encoder": "cond_stage_model.",
-}
+_TITLES = {"unet": "diffusion model", "vae": "autoencoder"}  # of folders, others are words
 _README_BYTES = 10_000
 # In the front matter of a model card: https://huggingface.co/docs/hub/model-cards
 _LICENCE_LINE = re.compile(r"^license: *(\S+) *$", re.MULTILINE)
 
 
 def inspect(path: str | os.PathLike, *, limits: Limits = Limits()) -> dict[str, Any]:
-    """Describes a checkpoint file or a folder in diffusers' layout, without reading weights.
+    """Describe a checkpoint file or a folder in diffusers' layout, without reading weights.
 
     Args:
         path: the file or the folder.
@@ -61,9 +57,10 @@ def inspect(path: str | os.PathLike, *, limits: Limits = Limits()) -> dict[str, 
     checkpoint = open_checkpoint(path, limits=limits)
     names = canonical_names(checkpoint)
     family = identify({name: checkpoint.info(own).shape for name, own in names.items()})
-    parts: dict[str, list[TensorInfo]] = {title: [] for title in (*_PARTS, "other")}
+    beginnings = {**_beginnings(family), "other": ""}
+    parts: dict[str, list[TensorInfo]] = {title: [] for title in beginnings}
     for name, own in names.items():
-        title = next((t for t, beginning in _PARTS.items() if name.startswith(beginning)), "other")
+        title = next(title for title, start in beginnings.items() if name.startswith(start))
         parts[title].append(checkpoint.info(own))
     return {
         "path": str(path),
@@ -79,18 +76,30 @@ def inspect(path: str | os.PathLike, *, limits: Limits = Limits()) -> dict[str, 
     }
 
 
+def _beginnings(family: Family) -> dict[str, str]:
+    """Return the beginnings of names in a single file by the title of what has them."""
+    network, *others = reversed((family if family.pipeline else FAMILIES["sd1"]).parts)
+    starts = {_title(network.folder): f"{network.prefix}.", "moving average": EMA}
+    return starts | {_title(part.folder): f"{part.prefix}." for part in others}
+
+
+def _title(folder: str) -> str:
+    return _TITLES.get(folder, folder.replace("_", " "))
+
+
 def _folder(path: Path) -> dict[str, Any]:
-    folder = DiffusersFolder(path)
+    model = FolderModel(path)
+    folder = model.folder
     parts: dict[str, list[TensorInfo]] = {}
     notes = []
-    for name in filter(folder.has, COMPONENTS):
+    for name in filter(folder.has, model.family.folders):
         try:
             checkpoint = folder.weights(name)
         except CheckpointError as error:
             notes.append(str(error))
         else:
             parts[name] = [checkpoint.info(tensor) for tensor in checkpoint]
-    licence, missing = _licence(path), _missing(path)
+    licence, missing = _licence(path), _missing(folder)
     return {
         "path": str(path),
         "format": "diffusers",
@@ -106,7 +115,7 @@ def _folder(path: Path) -> dict[str, Any]:
 
 
 def _licence(path: Path) -> str | None:
-    """Names a folder's licence, as its README's first lines do, and the files that hold terms."""
+    """Name a folder's licence, as its README's first lines do, and the files that hold terms."""
     files = [name for name in terms(os.listdir(path)) if (path / name).is_file()]
     named = None
     if "README.md" in files:
@@ -117,11 +126,11 @@ def _licence(path: Path) -> str | None:
     return f"{named or 'see the terms'} ({', '.join(files)})" if files else None
 
 
-def _missing(path: Path) -> list[str]:
-    """Tells what loading will miss."""
-    names = (file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file())
+def _missing(folder: DiffusersFolder) -> list[str]:
+    """Return what loading will miss."""
+    files = (file for file in folder.path.rglob("*") if file.is_file())
     try:
-        selection = select(names, COMPONENTS)
+        selection = select((f.relative_to(folder.path).as_posix() for f in files), folder.index)
     except CheckpointMismatch as error:
         return [str(error)]
     variant = selection.variant
@@ -129,7 +138,7 @@ def _missing(path: Path) -> list[str]:
 
 
 def _scheduler(folder: DiffusersFolder) -> dict[str, Any]:
-    return folder.config("scheduler") if folder.has("scheduler") else {}
+    return folder.config(SCHEDULER) if folder.has(SCHEDULER) else {}
 
 
 def _prediction(checkpoint: Checkpoint, family: Family) -> str | None:
@@ -150,7 +159,7 @@ def _size(infos: Iterable[TensorInfo]) -> dict[str, Any]:
 
 
 def as_text(description: dict[str, Any]) -> str:
-    """Returns a description as lines for people, safe for a terminal."""
+    """Return a description as lines for people, safe for a terminal."""
     whole = {**description, "parts": {"all": description, **description["parts"]}}
     lines = [
         f"{printable(whole['path'])}: {whole['format']}, {whole['file_bytes']:,} bytes",

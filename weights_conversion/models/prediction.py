@@ -1,4 +1,4 @@
-"""What a diffusion model predicts, which no shape tells: the file's words, then its neighbours'.
+"""The prediction of a diffusion model, which no shape tells.
 
 In this order: what the caller says, the file's metadata and markers, a config beside the file, the
 training step at which a known checkpoint was saved, the family. Sources: the modelspec of
@@ -15,7 +15,7 @@ import numpy as np
 
 from weights_conversion.files.checkpoint import Checkpoint
 from weights_conversion.files.errors import CheckpointMismatch, printable
-from weights_conversion.models.families import Family
+from weights_conversion.models.family import Family
 from weights_conversion.models.folder import read_json
 
 PREDICTIONS = {
@@ -30,8 +30,6 @@ PREDICTIONS = {
 MARKER = "v_pred"  # an empty tensor of that name marks a model of v
 _BY_ARCHITECTURE = {"stable-diffusion-v2-512": "epsilon", "stable-diffusion-v2-768-v": "v"}
 _BY_GLOBAL_STEP = {"875000": "epsilon", "110000": "v"}  # 2.0 base, 2.1
-# All published checkpoints of these families predict the noise.
-_BY_FAMILY = {name: "epsilon" for name in ("sd1", "sd1-inpaint", "sd2-inpaint", "instruct-pix2pix")}
 _YAML = re.compile(r"""^\s*parameterization\s*:\s*["']?(\w+)""", re.MULTILINE)
 _MAX_YAML_BYTES = 1_000_000
 _LAST_NORM = "model.diffusion_model.output_blocks.11.1.transformer_blocks.0.norm1.bias"
@@ -41,7 +39,7 @@ _LAST_NORM_DEVIATION = 0.09  # below in models of the noise, above in those of v
 def find_prediction(
     checkpoint: Checkpoint, family: Family, chosen: str | None = None, *, suggest: bool = True
 ) -> str:
-    """Returns "epsilon", "v" or "sample".
+    """Return "epsilon", "v" or "sample".
 
     Args:
         checkpoint: the file, in CompVis names.
@@ -75,7 +73,7 @@ def _words(checkpoint: Checkpoint, family: Family) -> Iterator[str | None]:
     yield "v" if MARKER in checkpoint else None
     yield from _words_beside(checkpoint.path)
     yield _BY_GLOBAL_STEP.get(metadata.get("global_step", ""))
-    yield _BY_FAMILY.get(family.name)
+    yield family.prediction
 
 
 def _words_beside(path: Path) -> Iterator[str | None]:

@@ -11,6 +11,8 @@ from typing import Any
 
 from weights_conversion.names.table import Place, Row, layers, resnet
 
+PREFIX = "first_stage_model"  # in single files of Stable Diffusion
+
 ENCODER = (
     ("conv_in", "encoder.conv_in", "encoder.conv_in", "conv3 image first"),
     ("norm_out", "encoder.norm_out", "encoder.conv_norm_out", "norm last"),
@@ -50,9 +52,9 @@ ATTENTION = (
 RESAMPLE = (("conv", "conv", "conv", "conv3 width width"),)
 
 
-def image_encoder(fields: Mapping[str, Any]) -> Iterator[Row]:
-    """Yields the rows of the autoencoder's encoder half."""
-    root = Place(compvis="first_stage_model")
+def image_encoder(fields: Mapping[str, Any], prefix: str = PREFIX) -> Iterator[Row]:
+    """Yield the rows of the autoencoder's encoder half."""
+    root = Place(compvis=prefix)
     sizes = _sizes(fields)
     inputs = sizes["first"]
     yield from layers(root, ENCODER, **sizes)
@@ -72,9 +74,9 @@ def image_encoder(fields: Mapping[str, Any]) -> Iterator[Row]:
         yield from layers(root, QUANT_CONV, **sizes)
 
 
-def image_decoder(fields: Mapping[str, Any]) -> Iterator[Row]:
-    """Yields the rows of the autoencoder's decoder half."""
-    root = Place(compvis="first_stage_model")
+def image_decoder(fields: Mapping[str, Any], prefix: str = PREFIX) -> Iterator[Row]:
+    """Yield the rows of the autoencoder's decoder half."""
+    root = Place(compvis=prefix)
     sizes = _sizes(fields)
     inputs = sizes["last"]
     last = len(fields["channels"]) - 1

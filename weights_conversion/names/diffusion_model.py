@@ -11,6 +11,8 @@ from typing import Any
 
 from weights_conversion.names.table import Place, Row, layers, resnet
 
+PREFIX = "model.diffusion_model"  # in single files of Stable Diffusion
+
 DIFFUSION_MODEL = (  # kdiffusion, CompVis, diffusers, layer
     ("time_embedding/linear_1", "time_embed.0", "time_embedding.linear_1", "dense first time"),
     ("time_embedding/linear_2", "time_embed.2", "time_embedding.linear_2", "dense time time"),
@@ -51,9 +53,9 @@ DOWNSAMPLE = (("conv", "op", "conv", "conv3 width width"),)
 UPSAMPLE = (("conv", "conv", "conv", "conv3 width width"),)
 
 
-def diffusion_model(fields: Mapping[str, Any]) -> Iterator[Row]:
-    """Yields the rows of the U-Net."""
-    root = Place(compvis="model.diffusion_model")
+def diffusion_model(fields: Mapping[str, Any], prefix: str = PREFIX) -> Iterator[Row]:
+    """Yield the rows of the U-Net."""
+    root = Place(compvis=prefix)
     first = fields["channels"][0]
     sizes = {"inputs": fields["in_channels"], "outputs": fields["out_channels"]}
     yield from layers(root, DIFFUSION_MODEL, first=first, time=4 * first, **sizes)
@@ -118,7 +120,7 @@ def _up(root: Place, fields: Mapping[str, Any]) -> Iterator[Row]:
 
 
 def _skip_widths(fields: Mapping[str, Any]) -> list[int]:
-    """Widths of what the way down hands to the way up, in the order in which it is made."""
+    """Return the widths of the skips, in the order in which the way down makes them."""
     widths = [fields["channels"][0]]
     for width in fields["channels"]:
         widths += [width] * (fields["layers_per_level"] + 1)  # of the resnets and the downsampling

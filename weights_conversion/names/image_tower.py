@@ -12,6 +12,8 @@ from typing import Any
 from weights_conversion.names.table import Place, Row, layers
 from weights_conversion.names.text_encoder import TEXT_LAYER
 
+PREFIX = "visual"  # in the files of OpenAI and OpenCLIP
+
 IMAGE_TOWER = (
     (
         "embedding/class_embedding",
@@ -38,9 +40,9 @@ IMAGE_TOWER = (
 )
 
 
-def image_tower(fields: Mapping[str, Any]) -> Iterator[Row]:
-    """Yields the rows of CLIP's image tower."""
-    root = Place(compvis="visual")
+def image_tower(fields: Mapping[str, Any], prefix: str = PREFIX) -> Iterator[Row]:
+    """Yield the rows of CLIP's image tower."""
+    root = Place(compvis=prefix)
     sizes = {
         "width": fields["width"],
         "patch": fields["patch_size"],

@@ -53,7 +53,7 @@ LAYOUTS = {
 
 
 def split(layout: str) -> tuple[str, int | None]:
-    """Splits "dense[1]" into "dense" and 1; a layout without a place in a stack has None.
+    """Split "dense[1]" into "dense" and 1; a layout without a place in a stack has None.
 
     Raises:
         ValueError: the layout is unknown.
@@ -65,7 +65,7 @@ def split(layout: str) -> tuple[str, int | None]:
 
 
 def to_keras(layout: str, array: np.ndarray) -> np.ndarray:
-    """Returns the Keras variable that a file's tensor holds, as a view where possible."""
+    """Return the Keras variable that a file's tensor holds, as a view where possible."""
     name, place = split(layout)
     if place is not None:
         rows = len(array) // STACK
@@ -74,12 +74,12 @@ def to_keras(layout: str, array: np.ndarray) -> np.ndarray:
 
 
 def to_torch(layout: str, array: np.ndarray) -> np.ndarray:
-    """Returns what the file stores for a Keras variable; of a stacked tensor, its own third."""
+    """Return what the file stores for a Keras variable; of a stacked tensor, its own third."""
     return LAYOUTS[split(layout)[0]].to_torch(array)
 
 
 def stored_shapes(layout: str, shape: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
-    """Returns the shapes a file may give a Keras variable of this shape, the usual one first."""
+    """Return the shapes a file may give a Keras variable of this shape, the usual one first."""
     name, place = split(layout)
     usual = to_torch(layout, np.broadcast_to(np.float32(0), shape)).shape
     shapes = (usual, *(other for other in LAYOUTS[name].stored_shapes(shape) if other != usual))

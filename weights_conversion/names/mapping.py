@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import numpy as np
 
@@ -14,7 +14,8 @@ from weights_conversion.files.errors import (
     listed,
     printable,
 )
-from weights_conversion.names import DIALECTS, Row, Stored, layouts
+from weights_conversion.names import layouts
+from weights_conversion.names.table import DIALECTS, Row, Stored
 
 # Names that tools gave the same tensors at other times, and today's name in the same dialect.
 _DRIFT = {
@@ -50,7 +51,7 @@ def read(
     beside: Iterable[Row] = (),
     allow_nonfinite: bool = False,
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """Reads every variable of a model from a checkpoint.
+    """Read every variable of a model from a checkpoint.
 
     All names, shapes and dtypes are checked before this returns; the tensors are then read one by
     one. Old names, optional prefixes and either rank of a projection are accepted; position ids
@@ -79,14 +80,13 @@ def read(
     >>> others = rows("image_decoder", fields)
     >>> weights = dict(read(table, checkpoint, "diffusers", beside=others))
     """
-    places = locate(rows, checkpoint, dialect, beside=beside)
+    checkpoint = without(checkpoint, beside, dialect)
+    places = locate(rows, checkpoint, dialect)
     return _arrays(places, checkpoint, allow_nonfinite)
 
 
-def locate(
-    rows: Iterable[Row], checkpoint: Checkpoint, dialect: str, *, beside: Iterable[Row] = ()
-) -> dict[str, Stored]:
-    """Finds every variable of a model in a checkpoint, as `read` does, without reading any.
+def locate(rows: Iterable[Row], checkpoint: Checkpoint, dialect: str) -> dict[str, Stored]:
+    """Find every variable of a model in a checkpoint, as `read` does, without reading any.
 
     Returns:
         The name in this very file, and the layout, by kdiffusion path.
@@ -95,8 +95,8 @@ def locate(
         CheckpointMismatch: tensors are missing, unexpected, or of a wrong shape or dtype.
     """
     wanted = by_tensor(rows, dialect)
-    found = _today(checkpoint, dialect)
-    _check(wanted, found, checkpoint, by_tensor(beside, dialect), dialect)
+    found = todays_names(checkpoint, dialect)
+    _check(wanted, found, checkpoint, dialect)
     return {
         row.kdiffusion: Stored(found[name], stored(row, dialect).layout)
         for name, group in wanted.items()
@@ -107,7 +107,7 @@ def locate(
 def write(
     rows: Iterable[Row], weights: Mapping[str, np.ndarray], dialect: str
 ) -> dict[str, np.ndarray]:
-    """Returns the tensors of a checkpoint that holds a model's variables.
+    """Return the tensors of a checkpoint that holds a model's variables.
 
     Args:
         rows: the model's name table.
@@ -149,25 +149,45 @@ def _tensor(group: list[Row], weights: Mapping[str, np.ndarray], dialect: str) -
 
 
 def stored(row: Row, dialect: str) -> Stored:
-    """Returns where a dialect stores a variable."""
+    """Return where a dialect stores a variable."""
     if dialect not in DIALECTS:
         raise ValueError(f"Unknown dialect {dialect!r}. Known dialects: {', '.join(DIALECTS)}.")
     return getattr(row, dialect)
 
 
 def by_tensor(rows: Iterable[Row], dialect: str) -> dict[str, list[Row]]:
-    """Groups rows by the tensor that stores them: one each, or the three of a stack."""
+    """Group rows by the tensor that stores them: one each, or the three of a stack."""
     groups: dict[str, list[Row]] = {}
     for row in rows:
         groups.setdefault(stored(row, dialect).name, []).append(row)
     return groups
 
 
-def _today(checkpoint: Checkpoint, dialect: str) -> dict[str, str]:
-    """Maps today's name of each tensor to its name in the file."""
+def without(checkpoint: Checkpoint, rows: Iterable[Row], dialect: str) -> Checkpoint:
+    """Return the tensors of a checkpoint but those of other models, given their name tables."""
+    others = by_tensor(rows, dialect)
+    if not others:
+        return checkpoint
+    found = todays_names(checkpoint, dialect)
+    return checkpoint.renamed({own: own for today, own in found.items() if today not in others})
+
+
+def todays_names(
+    checkpoint: Checkpoint, dialect: str, full: Callable[[str], str] = str
+) -> dict[str, str]:
+    """Return the names in a checkpoint by the name that each tensor has today.
+
+    Args:
+        checkpoint: the tensors.
+        dialect: "compvis" or "diffusers".
+        full: makes a name whole that lacks its beginning.
+
+    Raises:
+        CheckpointMismatch: two names stand for the same tensor.
+    """
     found: dict[str, str] = {}
     for name in checkpoint:
-        today = name
+        today = full(name)
         for pattern, replacement in _DRIFT[dialect]:
             today = pattern.sub(replacement, today)
         if today in found:
@@ -179,7 +199,7 @@ def _today(checkpoint: Checkpoint, dialect: str) -> dict[str, str]:
     return found
 
 
-def _check(wanted, found, checkpoint: Checkpoint, beside, dialect: str) -> None:
+def _check(wanted, found, checkpoint: Checkpoint, dialect: str) -> None:
     shapes, dtypes = [], []
     for name in wanted.keys() & found.keys():
         info = checkpoint.info(found[name])
@@ -192,7 +212,7 @@ def _check(wanted, found, checkpoint: Checkpoint, beside, dialect: str) -> None:
     scopes = {name.split(".")[0] for name in wanted} if dialect == "compvis" else None
     unexpected = [
         found[name]
-        for name in found.keys() - wanted.keys() - beside.keys()
+        for name in found.keys() - wanted.keys()
         if not _HARMLESS.search(name) and (scopes is None or name.split(".")[0] in scopes)
     ]
     _raise(
@@ -238,7 +258,7 @@ def _arrays(
 
 
 def check_finite(tensor: np.ndarray, name: str, path: object) -> None:
-    """Raises NonFiniteWeights, naming tensor and count, if a number is NaN or infinite."""
+    """Raise NonFiniteWeights, naming tensor and count, if a number is NaN or infinite."""
     if not _is_finite(tensor):
         raise NonFiniteWeights(
             f"{path}: tensor {printable(name)} holds "

@@ -17,7 +17,7 @@ _CLASSIFIER = ((25088, 4096), (4096, 4096), (4096, 1000))
 
 
 def convolutions(fields: Mapping[str, Any]) -> Iterator[Row]:
-    """Yields the rows of VGG16's convolutions, whose places count activations and poolings too."""
+    """Yield the rows of VGG16's convolutions, whose places count activations and poolings too."""
     inputs, place = fields["image_channels"], 0
     for level, (width, count) in enumerate(zip(fields["channels"], fields["layers_per_level"])):
         for index in range(count):
@@ -28,13 +28,13 @@ def convolutions(fields: Mapping[str, Any]) -> Iterator[Row]:
 
 
 def classifier() -> Iterator[Row]:
-    """Yields the rows of VGG16's classifier, which no perceptual network needs."""
+    """Yield the rows of VGG16's classifier, which no perceptual network needs."""
     for index, (inputs, outputs) in enumerate(_CLASSIFIER):
         yield from _layer(f"dense_{index}", f"classifier.{3 * index}", f"dense {inputs} {outputs}")
 
 
 def linear(fields: Mapping[str, Any]) -> Iterator[Row]:
-    """Yields the rows of the weights of each level's features."""
+    """Yield the rows of the weights of each level's features."""
     for level, width in enumerate(fields["channels"]):
         yield from _layer(f"linear_{level}", f"lin{level}.model.1", f"kernel {width} 1")
 

@@ -1,4 +1,4 @@
-"""What all name tables share: places in three module trees, kinds of layers, and rows."""
+"""Tables of names: places in three module trees, kinds of layers, and rows."""
 
 from __future__ import annotations
 
@@ -34,6 +34,7 @@ class Place(NamedTuple):
     diffusers: str = ""
 
     def at(self, kdiffusion: str, compvis: str, diffusers: str) -> Place:
+        """Return the spot below this one."""
         return Place(
             "/".join(filter(None, (self.kdiffusion, kdiffusion))),
             ".".join(filter(None, (self.compvis, compvis))),
@@ -70,7 +71,7 @@ _WINDOWS = {"conv1": (1, 1), "conv3": (3, 3)}
 
 
 def layers(place: Place, table: Table, **sizes: Any) -> Iterator[Row]:
-    """Yields the rows of a table's layers; `sizes` gives the words of its last column a value."""
+    """Yield the rows of a table's layers; `sizes` gives the words of its last column a value."""
     for *names, layer in table:
         forms, *widths = (sizes.get(word, word) for word in layer.split())
         compvis, _, diffusers = forms.rpartition("|")
@@ -90,6 +91,6 @@ def _layer(place: Place, compvis: str, diffusers: str, widths: list[int]) -> Ite
 
 
 def resnet(place: Place, table: Table, inputs: int, outputs: int, **sizes: int) -> Iterator[Row]:
-    """Yields a resnet's rows; the shortcut, last in its table, is there if the width changes."""
+    """Yield a resnet's rows; the shortcut, last in its table, is there if the width changes."""
     table = table if inputs != outputs else table[:-1]
     return layers(place, table, inputs=inputs, outputs=outputs, **sizes)

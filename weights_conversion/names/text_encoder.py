@@ -11,6 +11,8 @@ from typing import Any
 
 from weights_conversion.names.table import Place, Row, Stored, layers
 
+PREFIX = "cond_stage_model"  # in single files of Stable Diffusion
+
 TEXT_ENCODER = (
     (
         "embedding/token_embedding",
@@ -42,17 +44,39 @@ TEXT_PROJECTION = (
 )
 
 
-def text_encoder(fields: Mapping[str, Any]) -> Iterator[Row]:
-    """Yields the rows of CLIP's text encoder, or of OpenCLIP's if it has the exact GELU."""
-    for row in _open_clip(fields):
+def text_encoder(fields: Mapping[str, Any], prefix: str = PREFIX) -> Iterator[Row]:
+    """Yield the rows of CLIP's text encoder, or of OpenCLIP's if it has the exact GELU."""
+    for row in _open_clip(fields, open_clip_prefix(prefix)):
         if fields["activation"] == "quick_gelu":  # CLIP, which CompVis took from transformers
             name, layout = row.diffusers
-            row = row._replace(compvis=Stored(f"cond_stage_model.transformer.{name}", layout))
+            row = row._replace(compvis=Stored(f"{clip_prefix(prefix)}.{name}", layout))
         yield row
 
 
-def _open_clip(fields: Mapping[str, Any]) -> Iterator[Row]:
-    root = Place(compvis="cond_stage_model.model")
+def clip_prefix(prefix: str) -> str:
+    """Return the start of the names of a CLIP from transformers in a single file's part."""
+    return f"{prefix}.transformer"
+
+
+def open_clip_prefix(prefix: str) -> str:
+    """Return the start of the names of an OpenCLIP in a single file's part."""
+    return f"{prefix}.model"
+
+
+def unused(fields: Mapping[str, Any], prefix: str) -> tuple[str, ...]:
+    """Return the beginnings of names of layers behind the text states that are used."""
+    layer = f"{open_clip_prefix(prefix)}.transformer.resblocks.{fields['depth']}."
+    if fields["projection_width"] is not None:
+        return (layer,)
+    return (
+        layer,
+        f"{clip_prefix(prefix)}.text_projection",
+        f"{open_clip_prefix(prefix)}.text_projection",
+    )
+
+
+def _open_clip(fields: Mapping[str, Any], prefix: str) -> Iterator[Row]:
+    root = Place(compvis=prefix)
     sizes = {
         "vocabulary": fields["vocabulary_size"],
         "length": fields["max_length"],

@@ -1,4 +1,4 @@
-"""From one dialect of names to the other, tensor by tensor, when it is asked for."""
+"""Translation of tensors from one dialect of names to the other, one when it is asked for."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from collections.abc import Iterable
 import numpy as np
 
 from weights_conversion.files.checkpoint import Checkpoint, TensorInfo
-from weights_conversion.names import Row, layouts
+from weights_conversion.names import layouts
 from weights_conversion.names.mapping import by_tensor, check_finite, locate, stored
+from weights_conversion.names.table import Row
 
 
 def translate(
@@ -17,10 +18,9 @@ def translate(
     source: str,
     target: str,
     *,
-    beside: Iterable[Row] = (),
     dtype: np.dtype | None = None,
 ) -> Checkpoint:
-    """Returns a model's tensors as the other dialect stores them, read when they are asked for.
+    """Return a model's tensors as the other dialect stores them, read when they are asked for.
 
     All names, shapes and dtypes are checked before this returns, as in `mapping.read`.
 
@@ -29,7 +29,6 @@ def translate(
         checkpoint: the file's tensors.
         source: the file's dialect, "compvis" or "diffusers".
         target: the dialect of the result; it may be the same.
-        beside: name tables of further models in the checkpoint.
         dtype: of the result; None for the file's.
 
     Raises:
@@ -37,7 +36,7 @@ def translate(
         NonFiniteWeights: when a tensor is read that holds NaN or infinity, or would in this dtype.
     """
     rows = tuple(rows)
-    places = locate(rows, checkpoint, source, beside=beside)
+    places = locate(rows, checkpoint, source)
     groups = by_tensor(rows, target)
     infos = {}
     for name, (row, *_) in groups.items():
@@ -69,7 +68,7 @@ def _cast(array: np.ndarray, dtype: np.dtype, name: str, checkpoint: Checkpoint)
 
 
 def merge(checkpoints: Iterable[Checkpoint]) -> Checkpoint:
-    """Returns the tensors of several checkpoints, whose names all differ, as those of one."""
+    """Return the tensors of several checkpoints, whose names all differ, as those of one."""
     parts = list(checkpoints)
     owners = {name: part for part in parts for name in part}
     infos = {name: part.info(name) for name, part in owners.items()}

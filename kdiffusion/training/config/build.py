@@ -20,7 +20,7 @@ from kdiffusion.pipelines.open_model import class_of, open_model
 from kdiffusion.records import fields
 from kdiffusion.text.tokenizer import SimpleTokenizer
 from kdiffusion.training.config import checks
-from kdiffusion.training.config.new_model import NewModel, open_parts, open_tokenizer
+from kdiffusion.training.config.new_model import NewModel, open_tokenizer
 from kdiffusion.training.config.optimizers import make_optimizer
 from kdiffusion.training.config.schema import (
     AutoencoderConfiguration,
@@ -41,6 +41,7 @@ from kdiffusion.training.trainers.diffusion import DiffusionTrainer
 from kdiffusion.training.trainers.discriminator import Discriminator
 from kdiffusion.training.trainers.perceptual import Perceptual
 from kdiffusion.weights import clip_folder
+from kdiffusion.weights.find import open_source
 
 Progress = Callable[[int, int], Any]
 
@@ -250,7 +251,7 @@ def _cycle(values: Sequence[Any], count: int) -> list[Any]:
 def _autoencoder(configuration, materials):
     architecture, source, dtype = configuration.model, None, configuration.dtype
     if configuration.preset is not None:
-        source = open_parts(configuration.preset)
+        source = open_source(configuration.preset)
         architecture = source.architecture("image_encoder")
     checks.check_autoencoder_run(configuration, architecture)
     data = _data(configuration, materials)

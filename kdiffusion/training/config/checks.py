@@ -36,7 +36,7 @@ from kdiffusion.training.trainers.clip import check_tokenizer
 from kdiffusion.training.trainers.diffusion import check_parts
 from kdiffusion.training.trainers.diffusion_objective import check_schedule
 from kdiffusion.training.trainers.perceptual import SMALLEST_SIDE
-from kdiffusion.weights.sources import check_preset
+from kdiffusion.weights.find import check_preset
 
 # These tokenizers are made here; any other name is that of a model.
 _TOKENIZERS = ("byte_level", "clip")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from functools import cached_property
 from typing import Any
 
@@ -13,18 +12,14 @@ from kdiffusion.models.architectures import TextEncoderArchitecture
 from kdiffusion.models.base import ArchitectureModel
 from kdiffusion.models.diffusion_model import DiffusionModel
 from kdiffusion.models.text_encoder import TextEncoder
+from kdiffusion.records import fields
 from kdiffusion.text.tokenizer import SimpleTokenizer
 from kdiffusion.training.config.sections import DiffusionParts
 from kdiffusion.training.trainers import clip_initialization
 from kdiffusion.weights import variables
-from kdiffusion.weights.sources import (
-    Built,
-    CheckpointSource,
-    PartsSource,
-    Source,
-    ignore,
-    open_source,
-)
+from kdiffusion.weights.find import open_source
+from kdiffusion.weights.sources import Built, PartsSource, Source
+from weights_conversion import Family, family_of
 
 
 class NewModel(PartsSource):
@@ -45,13 +40,21 @@ class NewModel(PartsSource):
 
     @cached_property
     def _autoencoder(self) -> Source:
-        return open_parts(self._parts.autoencoder or "")
+        return open_source(self._parts.autoencoder or "")
 
     @cached_property
     def _text_encoder(self) -> Source | None:
         """The model whose text encoder is used; `None` for a new text encoder."""
         name = self._parts.text_encoder
-        return open_parts(name) if isinstance(name, str) else None
+        return open_source(name) if isinstance(name, str) else None
+
+    @property
+    def family(self) -> Family:
+        """See `Source`."""
+        return family_of(
+            lambda part: self.has(part.name) and part.kind == part.name,
+            lambda part: fields(self.architecture(part.name)),
+        )
 
     def has(self, kind: str) -> bool:
         """See `Source`."""
@@ -69,7 +72,7 @@ class NewModel(PartsSource):
         architecture = self._text_encoder.architecture(kind)
         return dataclasses.replace(architecture, projection_width=None)
 
-    def model(self, kind: str, dtype: Any, built: Built = ignore) -> ArchitectureModel:
+    def model(self, kind: str, dtype: Any, built: Built | None = None) -> ArchitectureModel:
         """See `Source`."""
         if kind == "diffusion_model":
             # Keras draws new weights from the process's own generators.
@@ -90,20 +93,9 @@ class NewModel(PartsSource):
         assert isinstance(self._parts.text_encoder, TextEncoderArchitecture)
         return open_tokenizer(self._parts.tokenizer, self._parts.text_encoder)
 
-    def tokenizer(self) -> SimpleTokenizer:
+    def tokenizer(self, name: str = "text_encoder") -> SimpleTokenizer:
         """See `Source`."""
         return self._tokenizer_of_texts
-
-
-def open_parts(name: str) -> Source:
-    """Open a model to take parts of it; unlike a whole model's folder it need not hold all.
-
-    Args:
-        name: a folder or a preset, see `open_source`.
-    """
-    if os.path.isdir(name):
-        return CheckpointSource(name, size=(1, 1))
-    return open_source(name)
 
 
 def open_tokenizer(name: str, architecture: TextEncoderArchitecture) -> SimpleTokenizer:
@@ -117,4 +109,4 @@ def open_tokenizer(name: str, architecture: TextEncoderArchitecture) -> SimpleTo
         return SimpleTokenizer.byte_level(max_length=architecture.max_length)
     if name == "clip":
         return SimpleTokenizer.default(max_length=architecture.max_length)
-    return open_parts(name).tokenizer()
+    return open_source(name).tokenizer()

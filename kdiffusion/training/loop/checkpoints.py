@@ -25,15 +25,16 @@ from keras import ops
 from kdiffusion.files import file_sha256, json_sha256
 from weights_conversion import (
     Checkpoint,
+    CheckpointError,
     CheckpointMismatch,
     CorruptCheckpoint,
     TensorInfo,
+    check_space,
+    listed,
     open_safetensors,
     staged,
+    write_safetensors,
 )
-from weights_conversion.files.errors import CheckpointError, listed
-from weights_conversion.files.safetensors_writer import write_safetensors
-from weights_conversion.files.staging import check_space
 
 MANIFEST = "manifest.json"
 LOCK = ".lock"

@@ -33,7 +33,7 @@ from kdiffusion.training.trainers.quantizer import (
     perplexity,
     straight_through,
 )
-from kdiffusion.weights import variables
+from kdiffusion.weights.save import save
 
 LATENT_SCALES = ("global", "channel", "keep")
 
@@ -292,17 +292,9 @@ class AutoencoderTrainer(PartTrainer):
             ValueError: If the folder exists already, there are no pictures to measure the latent
                 scale over, or diffusers has no autoencoder like this one.
         """
-        from weights_conversion import autoencoder_config, rows, staged, write, write_component
-
         encoder, decoder = self.scaled()
-        record = fields(decoder.architecture)
-        tensors: dict[str, np.ndarray] = {}
-        for kind, model in (("image_encoder", encoder), ("image_decoder", decoder)):
-            tensors |= write(rows(kind, record), variables.arrays_of(model), "diffusers")
-        side = 512 if self._sample is None else max(self._sample.shape[1:3])
-        config = autoencoder_config(record, side)
-        with staged(folder) as stage:
-            write_component(stage, "vae", config, tensors)
+        size = None if self._sample is None else self._sample.shape[1:3]
+        save(folder, {"image_encoder": encoder, "image_decoder": decoder}, size=size)
 
     def _code(self, pictures, key, step, index):
         """What the decoder starts from, the penalty on the code, (batch,), and figures."""

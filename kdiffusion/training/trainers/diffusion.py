@@ -32,7 +32,8 @@ from kdiffusion.training.trainers.diffusion_objective import (
     squared_error,
     target,
 )
-from kdiffusion.weights import variables as weights
+from kdiffusion.weights.save import save
+from kdiffusion.weights.variables import rebuilt
 
 
 class DiffusionTrainer(PartTrainer):
@@ -141,9 +142,7 @@ class DiffusionTrainer(PartTrainer):
                     f"`cached` may name 'latents' and 'context'. Received: cached={cached!r}"
                 )
         if gradient_checkpointing and not model.diffusion_model.gradient_checkpointing:
-            model.diffusion_model = weights.rebuilt(
-                model.diffusion_model, gradient_checkpointing=True
-            )
+            model.diffusion_model = rebuilt(model.diffusion_model, gradient_checkpointing=True)
         parts: dict[str, Any] = {"empty": {}}
         if "image_encoder" in model.components() and "latents" not in cached:
             parts["image_encoder"] = model.image_encoder
@@ -233,7 +232,7 @@ class DiffusionTrainer(PartTrainer):
         models: dict[str, Any] = {"diffusion_model": self.diffusion_model}
         if self.train_text_encoder:
             models["text_encoder"] = self.text_encoder
-        weights.save(folder, models, self.schedule)
+        save(folder, models, self.schedule)
 
     def _level(self, key, step, index):
         """Draw a timestep for each sample, and look up its `LossCoefficients`, (batch,) each."""

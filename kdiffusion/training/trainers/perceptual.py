@@ -147,8 +147,9 @@ class Perceptual(keras.Model):
         Raises:
             ValueError: If a file is not this, or cannot be read.
         """
-        from weights_conversion import open_checkpoint, read
-        from weights_conversion.names import perceptual as names
+        from weights_conversion import open_checkpoint
+        from weights_conversion import perceptual as names
+        from weights_conversion import read
 
         model = cls(architecture, initialize=False, dtype=dtype)
         fields = records.fields(model.features.architecture)
