@@ -25,6 +25,7 @@ from kdiffusion.sampling.schedule import Schedule
 from kdiffusion.sampling.spacing import Spacing
 from kdiffusion.text.tokenizer import SimpleTokenizer
 from kdiffusion.weights.find import open_source
+from kdiffusion.weights.save import save
 from kdiffusion.weights.sources import Built, PartsSource, Source
 
 Conditions = Mapping[str, np.ndarray]
@@ -228,8 +229,8 @@ class Pipeline(abc.ABC):
     @classmethod
     def components(cls) -> dict[str, Component]:
         """Return the networks of a model of this class, by their names in its source."""
-        attributes = (getattr(cls, name) for name in dir(cls))
-        return {part.part: part for part in attributes if isinstance(part, Component)}
+        attributes = (value for base in reversed(cls.__mro__) for value in vars(base).values())
+        return {value.part: value for value in attributes if isinstance(value, Component)}
 
     def architecture(self, part: str) -> Any:
         """Return the architecture record of a network, which need not be loaded.
@@ -325,6 +326,31 @@ class Pipeline(abc.ABC):
             guidance,
             streams,
         )
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write all parts as a folder in diffusers' layout.
+
+        diffusers loads a folder of Stable Diffusion as a pipeline, and each part of other models.
+
+        Args:
+            path: path of the folder; it must not exist, or be empty.
+
+        Raises:
+            ValueError: If the folder exists already.
+        """
+        save(
+            path,
+            {name: component.load(self) for name, component in self.components().items()},
+            self.schedule,
+            sampling=self.default_sampling,
+            size=(self.img_height, self.img_width),
+            tokenizers=self._tokenizers(),
+            whole=True,
+        )
+
+    def _tokenizers(self) -> dict[str, SimpleTokenizer]:
+        """Return the tokenizers by the names of the text encoders they feed."""
+        return {}
 
     def _load_for(self, run: Run) -> Any:
         """Load the network while its program and the decoder's are made ready."""

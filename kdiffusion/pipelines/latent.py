@@ -16,8 +16,6 @@ from kdiffusion.runtime.programs import Program
 from kdiffusion.sampling.noise import noise_stream
 from kdiffusion.weights.variables import rebuilt
 
-_PREVIEW_PIXELS = 4  # along one side of a latent cell: half the size of the image
-
 
 class LatentPipeline(Pipeline):
     """A diffusion model of an autoencoder's latents (Rombach et al. 2022)."""
@@ -104,13 +102,14 @@ class LatentPipeline(Pipeline):
             latents: (batch, height, width, channels) float32, such as `Step.denoised`.
 
         Returns:
-            (batch, 4 * height, 4 * width, 3) uint8, by one matrix for each pixel, for the latents
-            of Stable Diffusion; else the decoder's images.
+            (batch, rows, columns, 3) uint8: half the size of the image, by one matrix for each
+            latent cell, where the family has one; else the decoder's images.
         """
-        codec = self.architecture("image_decoder")
-        if (codec.downsampling, codec.latent_channels) == (8, 4):
-            return images.preview(latents, _PREVIEW_PIXELS)
-        return self.decode(latents)
+        codec, family = self.architecture("image_decoder"), self.source.family
+        # The matrix is of the family's public autoencoder, which its scale tells from others.
+        if family.preview is None or codec.latent_scale != family.latent_scale:
+            return self.decode(latents)
+        return images.preview(latents, max(codec.downsampling // 2, 1), np.asarray(family.preview))
 
     def latent_shape(self, height: int | None, width: int | None) -> tuple[int, int, int]:
         """See `Pipeline.latent_shape`."""

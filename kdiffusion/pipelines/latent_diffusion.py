@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from typing import Any, Unpack
 
@@ -19,7 +18,6 @@ from kdiffusion.pipelines.settings import (
     shares_settings,
 )
 from kdiffusion.pipelines.starts import noise_start
-from kdiffusion.weights.save import save
 
 
 class LabelledDiffusion(Pipeline):
@@ -138,25 +136,6 @@ class LatentDiffusion(LatentPipeline, LabelledDiffusion):
     ```
     """
 
-    def save(self, path: str | os.PathLike) -> None:
-        """Write all parts as a folder in diffusers' layout.
-
-        diffusers loads each of the parts; it has no pipeline that draws with them.
-
-        Args:
-            path: path of the folder; it must not exist, or be empty.
-
-        Raises:
-            ValueError: If the folder exists already.
-        """
-        models = {
-            "image_encoder": self.image_encoder,
-            "image_decoder": self.decoder,
-            "diffusion_model": self.diffusion_model,
-        }
-        size = (self.img_height, self.img_width)
-        save(path, models, self.schedule, sampling=self.default_sampling, size=size, whole=True)
-
 
 class PixelDiffusion(LabelledDiffusion):
     """A diffusion model of pixels, unconditional or of classes (Ho et al. 2020).
@@ -190,21 +169,6 @@ class PixelDiffusion(LabelledDiffusion):
             (batch, height, width, 3) uint8.
         """
         return images.to_uint8(latents)
-
-    def save(self, path: str | os.PathLike) -> None:
-        """Write the network and its schedule as a folder in diffusers' layout.
-
-        diffusers loads both; it has no pipeline that draws with them.
-
-        Args:
-            path: path of the folder; it must not exist, or be empty.
-
-        Raises:
-            ValueError: If the folder exists already.
-        """
-        models = {"diffusion_model": self.diffusion_model}
-        size = (self.img_height, self.img_width)
-        save(path, models, self.schedule, sampling=self.default_sampling, size=size, whole=True)
 
     def latent_shape(self, height: int | None, width: int | None) -> tuple[int, int, int]:
         """See `Pipeline.latent_shape`."""

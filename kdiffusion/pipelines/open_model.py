@@ -11,6 +11,13 @@ from kdiffusion.pipelines.stable_diffusion import StableDiffusion
 from kdiffusion.weights.find import open_source
 from kdiffusion.weights.sources import Source
 
+# By the names that rows of `weights_conversion.FAMILIES` give in `pipeline`.
+PIPELINES: dict[str, type[Pipeline]] = {
+    "LatentDiffusion": LatentDiffusion,
+    "PixelDiffusion": PixelDiffusion,
+    "StableDiffusion": StableDiffusion,
+}
+
 
 def open_model(
     preset: str | os.PathLike,
@@ -55,7 +62,14 @@ def class_of(source: Source) -> type[Pipeline]:
 
     Args:
         source: see `weights.find.open_source`.
+
+    Raises:
+        ValueError: If its parts make no model that generates.
     """
-    if source.architecture("diffusion_model").context_width is not None:
-        return StableDiffusion
-    return LatentDiffusion if source.has("image_decoder") else PixelDiffusion
+    family = source.family
+    if family.pipeline is None:
+        raise ValueError(
+            f"{source.name} is {family.title}, which generates nothing by itself. "
+            f"{family.use or 'Name a whole model.'}"
+        )
+    return PIPELINES[family.pipeline]

@@ -26,7 +26,6 @@ from kdiffusion.pipelines.starts import (
 )
 from kdiffusion.pipelines.text import TextPipeline, Texts
 from kdiffusion.sampling.noise import NoiseStream
-from kdiffusion.weights.save import save
 
 
 class StableDiffusion(TextPipeline):
@@ -269,31 +268,6 @@ class StableDiffusion(TextPipeline):
         shape = self.latent_shape(call.height, call.width)
         start = noise_start(streams, shape, diffusion_noise, seed)
         return self._generate(texts, start, call, streams)
-
-    def save(self, path: str | os.PathLike) -> None:
-        """Write all parts as a folder in diffusers' layout.
-
-        Args:
-            path: path of the folder; it must not exist, or be empty.
-
-        Raises:
-            ValueError: If the folder exists already.
-        """
-        models = {
-            "text_encoder": self.text_encoder,
-            "image_encoder": self.image_encoder,
-            "image_decoder": self.decoder,
-            "diffusion_model": self.diffusion_model,
-        }
-        save(
-            path,
-            models,
-            self.schedule,
-            sampling=self.default_sampling,
-            size=(self.img_height, self.img_width),
-            tokenizers={"text_encoder": self.tokenizer},
-            whole=True,
-        )
 
     @classmethod
     def _check_architecture(cls, architecture: DiffusionArchitecture) -> None:

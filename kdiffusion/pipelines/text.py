@@ -38,6 +38,11 @@ class TextPipeline(LatentPipeline):
     def tokenizer(self, tokenizer):
         self._tokenizer = tokenizer
 
+    def _tokenizers(self):
+        names = [part.name for part in self.source.family.parts if part.tokenizer is not None]
+        found = {name: self.source.tokenizer(name) for name in names if name != "text_encoder"}
+        return {"text_encoder": self.tokenizer, **found}
+
     def encode_text(self, prompt: str | Sequence[str]) -> np.ndarray:
         """Encode texts for `generate_image`.
 
