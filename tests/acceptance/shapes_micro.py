@@ -17,7 +17,8 @@ import numpy as np
 from kdiffusion import StableDiffusion
 from kdiffusion.shapes.data import evaluation_scenes
 from kdiffusion.shapes.evaluation import judge_all
-from kdiffusion.shapes.recipe import MICRO, run
+from kdiffusion.shapes.recipe import MICRO
+from kdiffusion.shapes.stages import run
 from kdiffusion.shapes.report import draw
 from kdiffusion.shapes.scenes import render
 

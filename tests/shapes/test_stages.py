@@ -1,4 +1,4 @@
-"""The recipe of `shapes`: its stages and its data; that it learns is shown by shapes_micro.py."""
+"""The stages of `shapes` and their data; shapes_micro.py shows that it learns."""
 
 import dataclasses
 import json
@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from kdiffusion.images.preprocessing import Preprocessing
-from kdiffusion.shapes import recipe as shapes
+from kdiffusion.shapes import stages
 from kdiffusion.shapes.data import SceneData, SceneSource
+from kdiffusion.shapes.recipe import MICRO
 from kdiffusion.shapes.report import card, gallery, plot_stages
 from kdiffusion.shapes.scenes import Words, render
 from kdiffusion.training.data.batches import Data
@@ -46,27 +47,27 @@ def test_a_stage_whose_result_is_there_is_not_done_again(monkeypatch, tmp_path):
 
         return make
 
-    monkeypatch.setattr(shapes, "STAGES", {name: stage(name) for name in ("one", "two", "three")})
+    monkeypatch.setattr(stages, "STAGES", {name: stage(name) for name in ("one", "two", "three")})
     (tmp_path / "two").write_text("from before")
-    shapes.run(shapes.MICRO, tmp_path)
+    stages.run(MICRO, tmp_path)
     assert done == ["one", "three"]
 
 
 def test_a_folder_of_another_recipe_is_refused(monkeypatch, tmp_path):
-    monkeypatch.setattr(shapes, "STAGES", {})
+    monkeypatch.setattr(stages, "STAGES", {})
     for _ in range(2):
-        shapes.run(shapes.MICRO, tmp_path)
+        stages.run(MICRO, tmp_path)
     with pytest.raises(ValueError, match="recipe.json that differs"):
-        shapes.run(dataclasses.replace(shapes.MICRO, seed=1), tmp_path)
+        stages.run(dataclasses.replace(MICRO, seed=1), tmp_path)
 
 
 def test_a_bad_clip_stops_the_run(monkeypatch, tmp_path):
     figures = {"text_to_image@1": 0.95, "image_to_text@1": 0.5}
-    monkeypatch.setattr(shapes, "_train", lambda *_: None)
-    monkeypatch.setattr(shapes, "measure_clip", lambda *_: figures)
-    recipe = dataclasses.replace(shapes.MICRO, min_retrieval=0.9)
+    monkeypatch.setattr(stages, "_train", lambda *_: None)
+    monkeypatch.setattr(stages, "measure_clip", lambda *_: figures)
+    recipe = dataclasses.replace(MICRO, min_retrieval=0.9)
     with pytest.raises(ValueError, match="must find 90% of held-out .* Received: 50.0%"):
-        shapes.train_clip(recipe, tmp_path)
+        stages.train_clip(recipe, tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -84,15 +85,15 @@ def test_the_report_is_of_the_model_as_it_is_shipped(monkeypatch, tmp_path):
         assert settings == (16, 0, 2048)
         return numbers
 
-    monkeypatch.setattr(shapes, "draw", draw)
-    monkeypatch.setattr(shapes, "evaluate", evaluate)
-    monkeypatch.setattr(shapes, "measure_clip", lambda clip, *_: retrieval | {"of": clip})
-    monkeypatch.setattr(shapes, "_parts", lambda folder, *_: {"folder": folder.name})
-    monkeypatch.setattr(shapes, "reconstruct", lambda folder, pictures: pictures)
-    monkeypatch.setattr(shapes.StableDiffusion, "from_preset", lambda folder: folder.name)
-    monkeypatch.setattr(shapes.CLIPTrainer, "from_folder", lambda folder, _: folder.name)
-    recipe = dataclasses.replace(shapes.MICRO, reported=True)
-    shapes.report(recipe, tmp_path)
+    monkeypatch.setattr(stages, "draw", draw)
+    monkeypatch.setattr(stages, "evaluate", evaluate)
+    monkeypatch.setattr(stages, "measure_clip", lambda clip, *_: retrieval | {"of": clip})
+    monkeypatch.setattr(stages, "_parts", lambda folder, *_: {"folder": folder.name})
+    monkeypatch.setattr(stages, "reconstruct", lambda folder, pictures: pictures)
+    monkeypatch.setattr(stages.StableDiffusion, "from_preset", lambda folder: folder.name)
+    monkeypatch.setattr(stages.CLIPTrainer, "from_folder", lambda folder, _: folder.name)
+    recipe = dataclasses.replace(MICRO, reported=True)
+    stages.report(recipe, tmp_path)
     unguided = {"unconditional_guidance_scale": 1.0}
     assert drawn == [("model", settings) for settings in ({}, {}, unguided)]
     manifest = json.loads((tmp_path / "model" / "manifest.json").read_text())
@@ -104,14 +105,14 @@ def test_the_report_is_of_the_model_as_it_is_shipped(monkeypatch, tmp_path):
 
 
 def test_a_bad_autoencoder_stops_the_run(monkeypatch, tmp_path):
-    monkeypatch.setattr(shapes, "_parts", lambda *_: {})
-    monkeypatch.setattr(shapes, "reconstruct", lambda pictures: pictures // 2)
-    recipe = dataclasses.replace(shapes.MICRO, prompts=8)
+    monkeypatch.setattr(stages, "_parts", lambda *_: {})
+    monkeypatch.setattr(stages, "reconstruct", lambda pictures: pictures // 2)
+    recipe = dataclasses.replace(MICRO, prompts=8)
     with pytest.raises(ValueError, match="must reach 20.0 dB and 25% right reconstructions"):
-        shapes.check_autoencoder(recipe, tmp_path)
+        stages.check_autoencoder(recipe, tmp_path)
     assert (tmp_path / "autoencoder.png").exists() and not (tmp_path / "autoencoder.json").exists()
-    monkeypatch.setattr(shapes, "reconstruct", lambda pictures: pictures)
-    shapes.check_autoencoder(recipe, tmp_path)
+    monkeypatch.setattr(stages, "reconstruct", lambda pictures: pictures)
+    stages.check_autoencoder(recipe, tmp_path)
     assert json.loads((tmp_path / "autoencoder.json").read_text())["all"] == 1.0
 
 
