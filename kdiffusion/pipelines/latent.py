@@ -27,7 +27,7 @@ class LatentPipeline(Pipeline):
         super().__init__(*arguments, **settings)
         self._image_encoder: Any = None
         self._decoder: Any = None
-        self._encode_image_program = Program(_encode_image, self.jit_compile)
+        self._encode_image_program = Program(encode_pixels, self.jit_compile)
         self._decode_program = Program(_decode, self.jit_compile)
 
     def encode_image(
@@ -150,7 +150,17 @@ class LatentPipeline(Pipeline):
         return self._decode_one(rebuilt(decoder, dtype="float32"), latents)
 
 
-def _encode_image(model, pictures):
+def encode_pixels(model: Any, pictures: Any) -> dict[str, Any]:
+    """Return the distribution of images' latents as a `Program` computes it.
+
+    Args:
+        model: `ImageEncoder`.
+        pictures: (batch, height, width, 3) float32 in [-1, 1].
+
+    Returns:
+        Dictionary of `mean` and `logvar`, (batch, height / 8, width / 8, channels) for Stable
+        Diffusion.
+    """
     return model(pictures)
 
 

@@ -25,7 +25,7 @@ class TextPipeline(LatentPipeline):
         super().__init__(*arguments, **settings)
         self._text_encoder: Any = None
         self._tokenizer: SimpleTokenizer | None = None
-        self._encode_text_program = Program(_encode_text, self.jit_compile)
+        self._encode_text_program = Program(encode_tokens, self.jit_compile)
 
     @property
     def tokenizer(self) -> SimpleTokenizer:
@@ -139,5 +139,14 @@ def _strings(name, texts):
     return list(texts)
 
 
-def _encode_text(model, tokens):
+def encode_tokens(model: Any, tokens: Any) -> Any:
+    """Return the states of tokens as a `Program` computes them.
+
+    Args:
+        model: `TextEncoder`.
+        tokens: (batch, n) int32.
+
+    Returns:
+        (batch, n, width) float32.
+    """
     return ops.cast(model(tokens)["context"], "float32")

@@ -17,6 +17,8 @@ from kdiffusion import images
 from kdiffusion.files import file_sha256, replacing
 from kdiffusion.images.reading import to_unit
 from kdiffusion.models.base import ArchitectureModel
+from kdiffusion.pipelines.latent import encode_pixels
+from kdiffusion.pipelines.text import encode_tokens
 from kdiffusion.runtime import programs
 from kdiffusion.runtime.programs import Program
 from kdiffusion.training.data.batches import (
@@ -212,7 +214,7 @@ def _cache_contexts(data, encoder, store):
             f"{'tokenizer' if tokenizer is None else 'captions'}"
         )
     captions = list(dict.fromkeys(["", *(row["caption"] for row in rows)]))
-    program = Program(_encode_text, programs.use_jit("auto"))
+    program = Program(encode_tokens, programs.use_jit("auto"))
     weights = _weights_digest(encoder)
 
     def tokens(number):
@@ -239,7 +241,7 @@ def _cache_latents(data, encoder, store):
         )
     factor = encoder.architecture.downsampling
     images.check_size(preprocessing.height, preprocessing.width, factor)
-    program = Program(_encode_image, programs.use_jit("auto"))
+    program = Program(encode_pixels, programs.use_jit("auto"))
     parts = ["latents", _weights_digest(encoder), repr(preprocessing)]
 
     def path(index):
@@ -257,14 +259,6 @@ def _cache_latents(data, encoder, store):
         return np.moveaxis(np.array(pairs), 2, 0)
 
     return store.fill(len(data), path, picture, encode)
-
-
-def _encode_text(model, tokens):
-    return ops.cast(model(tokens)["context"], "float32")
-
-
-def _encode_image(model, pictures):
-    return model(pictures)
 
 
 def _picture_digest(image, preprocessing):
