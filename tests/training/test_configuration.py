@@ -130,7 +130,7 @@ OF_DIFFUSION = [
     (NEW | {"optimizer": {"decay": "linear"}}, "'constant' or 'cosine'. Received: decay='linear'"),
     # the data
     (NEW | {"data": {"folder": None}}, "`data.folder` is missing: give the folder of the images"),
-    (NEW | {"data": {"folder": "nowhere"}}, "'nowhere' is no folder. Expected one with pictures"),
+    (NEW | {"data": {"folder": "nowhere"}}, "'nowhere' is no folder. Expected one with images"),
     (NEW | {"data": {"crop": "top"}}, "data: `crop` must be one of .*Received: crop='top'"),
     (NEW | {"data": {"crop_share": 0}}, "above 0 and at most 1. Received: 0"),
     (NEW | {"data": {"height": 0}}, "`height` must be 1 or more, or null. Received: height=0"),

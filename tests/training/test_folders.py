@@ -68,7 +68,7 @@ def test_pictures_alone(tmp_path):
 def test_folders_that_fit_no_layout(tmp_path):
     with pytest.raises(ValueError, match="is no folder"):
         ImageFolder(tmp_path / "nowhere")
-    with pytest.raises(ValueError, match="holds no pictures"):
+    with pytest.raises(ValueError, match="holds no images"):
         ImageFolder(tmp_path)
     (tmp_path / "train").mkdir()
     metadata(tmp_path / "train", {"file_name": "a.png"})
@@ -77,7 +77,7 @@ def test_folders_that_fit_no_layout(tmp_path):
     (tmp_path / "train" / "metadata.jsonl").unlink()
     picture(tmp_path / "train" / "a.png")
     picture(tmp_path / "b.png")
-    with pytest.raises(ValueError, match=r"pictures \(b.png\) and folders of pictures \(train\)"):
+    with pytest.raises(ValueError, match=r"images \(b.png\) and folders of images \(train\)"):
         ImageFolder(tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""Augmentation of pictures by keras-cv's layers, with random numbers that are known in advance."""
+"""Augmentation of images by keras-cv's layers, with random numbers that are known in advance."""
 
 from __future__ import annotations
 
@@ -13,39 +13,40 @@ import tensorflow as tf
 from keras_cv.core import FactorSampler, NormalFactorSampler, UniformFactorSampler
 
 _NUM_TRIALS = 8
-# keras-cv swaps its operations for TensorFlow's while a layer runs, for the whole process.
+# While a layer runs, keras-cv swaps its operations for TensorFlow's in the whole process.
 _LOCK = threading.Lock()
 
 
 class Augmentation:
-    """Layers that change each picture as its own random numbers tell.
+    """Layers that change each image by random numbers of its own.
 
     The layers of keras-cv and the preprocessing layers of Keras draw from states of their own.
-    While a picture is changed one generator takes the place of all of them, and is set anew, so
-    that what happens depends on a number that the caller gives and on nothing else. keras-cv's
-    layers run in TensorFlow whatever the backend is, so their pictures are the same on all; those
-    of Keras itself run in the backend.
+    While an image is changed, one generator takes the place of all of them. It is seeded anew for
+    each image, so the result depends on the caller's seed alone. keras-cv's layers run in
+    TensorFlow on every backend, so their images are the same on all; those of Keras itself run in
+    the backend.
 
-    Pictures have values from 0 to 255: layers that ask for a `value_range` must be given
-    `(0, 255)`. Of keras-cv 0.9 these cannot serve: `AugMix` and the noise of `RandomCutout`, which
-    draw where nothing reaches them; `RandomJpegQuality`, which wants values from 0 to 1;
+    Images have values from 0 to 255: layers that ask for a `value_range` must be given
+    `(0, 255)`. Of keras-cv 0.9 these cannot serve: `AugMix` and the noise of `RandomCutout`, whose
+    random numbers cannot be set; `RandomJpegQuality`, which takes values from 0 to 1;
     `RandomAspectRatio`, which changes the size; and `MixUp`, `CutMix`, `FourierMix` and `Mosaic`,
-    which mix pictures with others. What cannot serve is refused when the augmentation is made.
+    which mix images with others. A layer that cannot serve is refused when the augmentation is
+    made.
 
     Args:
         layers: list of layers, such as `keras_cv.layers.RandomColorJitter`.
-        height: int, of the pictures, in pixels.
+        height: int, of the images, in pixels.
         width: int, likewise.
 
     Raises:
-        ValueError: If a layer's result is not a picture of the same size, not finite or of another
+        ValueError: If a layer's result is not an image of the same size, not finite or of another
             range, or differs when the same numbers are given twice.
 
     Example:
 
     ```python
     layers = [keras_cv.layers.RandomContrast(value_range=(0, 255), factor=0.2)]
-    Augmentation(layers, 256, 256)(picture, seed=42)
+    Augmentation(layers, 256, 256)(image, seed=42)
     ```
     """
 
@@ -60,31 +61,31 @@ class Augmentation:
         for layer in self._layers:
             self._try(layer, height, width)
 
-    def __call__(self, picture: np.ndarray, seed: int) -> np.ndarray:
-        """Change a picture.
+    def __call__(self, image: np.ndarray, seed: int) -> np.ndarray:
+        """Change an image.
 
         Args:
-            picture: (height, width, 3) float32 in [0, 1].
-            seed: int from 0 to 2**63 - 1, which decides all that is drawn.
+            image: (height, width, 3) float32 in [0, 1].
+            seed: int from 0 to 2**63 - 1, of all random numbers.
 
         Returns:
             (height, width, 3) float32 in [0, 1].
         """
-        changed = self._run(self._layers, 255.0 * picture, seed)
+        changed = self._run(self._layers, 255.0 * image, seed)
         return np.clip(changed / 255.0, 0.0, 1.0)
 
-    def _run(self, layers, picture, seed):
+    def _run(self, layers, image, seed):
         with _LOCK, tf.device("CPU"), self._in_place():
             self._generator.reset_from_seed(seed)
             for number, state in enumerate(self._states):
                 state.state.assign([seed % 2**32, number])
             for layer in layers:
-                picture = layer(picture, training=True)
-            return np.asarray(picture, np.float32)
+                image = layer(image, training=True)
+            return np.asarray(image, np.float32)
 
     @contextlib.contextmanager
     def _in_place(self):
-        """A scope in which the layers draw from the common generator."""
+        """Let the layers draw from the common generator within a scope."""
         try:
             for part, name, _, new in self._replaced:
                 setattr(part, name, new)
@@ -94,7 +95,7 @@ class Augmentation:
                 setattr(part, name, old)
 
     def _take_over(self, part):
-        """Note what a layer draws from, and what is to take its place."""
+        """Note the generators of a layer, and those to take their place."""
         for name, value in list(vars(part).items()):
             if isinstance(value, (UniformFactorSampler, NormalFactorSampler)):
                 keyed = _Keyed(value, self._generator)
@@ -110,7 +111,7 @@ class Augmentation:
         name = type(layer).__name__
         if layer.compute_dtype != "float32":
             raise ValueError(
-                f"{name} would compute in {layer.compute_dtype}, too coarse for pictures. Make it "
+                f"{name} would compute in {layer.compute_dtype}, too coarse for images. Make it "
                 "with dtype='float32'."
             )
         probe = np.random.Generator(np.random.Philox(0)).uniform(0, 255, (height, width, 3))
@@ -121,19 +122,19 @@ class Augmentation:
         if not np.array_equal(first, second):
             raise ValueError(
                 f"{name} draws random numbers that cannot be set, so that no run could be "
-                "repeated. Leave it out, or write it with other layers."
+                "repeated. Leave it out, or use other layers."
             )
 
     def _attempt(self, layer, probe, seed):
         name = type(layer).__name__
         try:
             result = self._run([layer], probe, seed)
-        # Layers answer pictures that they are not made for with whatever they stumble upon.
+        # Layers raise errors of any kind for images that they are not made for.
         except Exception as error:
-            raise ValueError(f"{name} cannot change a single picture: {error}") from error
+            raise ValueError(f"{name} cannot change a single image: {error}") from error
         if result.shape != probe.shape or not np.isfinite(result).all():
             raise ValueError(
-                f"{name} must return a picture of the same size, with finite values. "
+                f"{name} must return an image of the same size, with finite values. "
                 f"Received: shape {result.shape} for {probe.shape}"
             )
         if result.max() <= 1.0:
@@ -145,7 +146,7 @@ class Augmentation:
 
 
 class _Keyed(FactorSampler):
-    """Draws what another sampler would, from the common generator."""
+    """A sampler like another one that draws from the common generator."""
 
     def __init__(self, sampler, generator):
         self.sampler = sampler
@@ -163,7 +164,7 @@ class _Keyed(FactorSampler):
 
 
 def _parts(layers) -> Iterator[Any]:
-    """The layers, those inside them, and those inside these."""
+    """Yield the layers, those inside them, and those inside these."""
     seen: set[int] = set()
     waiting = list(layers)
     while waiting:

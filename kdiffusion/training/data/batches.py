@@ -1,4 +1,4 @@
-"""Batches for training: which samples a step sees follows from the step's number alone."""
+"""Batches for training: the samples of a step follow from its number alone."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from kdiffusion.images.preprocessing import Preprocessing
 from kdiffusion.images.reading import to_unit
 from kdiffusion.text.tokenizer import SimpleTokenizer
 
-# What random numbers are drawn for; with the seed they key a stream of their own.
-_ORDER, _PICTURE, _AUGMENTATION = range(3)
+# Purposes of random numbers; each has a stream of its own, keyed by the seed and the purpose.
+_ORDER, _VIEW, _AUGMENTATION = range(3)
 
 Arrays = dict[str, np.ndarray]
 
 
 class Batches(Protocol):
-    """What trains: a batch for each step, and always the same one."""
+    """Training data: a batch for each step, always the same one."""
 
     def batch(self, step: int, size: int) -> Arrays:
-        """The batch of a step.
+        """Return the batch of a step.
 
         Args:
             step: int, from 0.
@@ -41,27 +41,28 @@ class Batches(Protocol):
 class Data:
     """Samples in an order that is known in advance.
 
-    The order of each epoch is a permutation drawn from (seed, epoch), and the sample at a place is
-    cropped, flipped and augmented by numbers drawn from (seed, place). Nothing is remembered from
-    one batch to the next, so a resumed run sees what an uninterrupted one would have seen.
+    The order of each epoch is a permutation drawn from (seed, epoch). A sample is cropped, flipped
+    and augmented by numbers drawn from (seed, position), where positions count the samples of all
+    epochs in a row. Nothing is remembered from one batch to the next, so a resumed run sees the
+    batches of an uninterrupted one.
 
-    A picture that cannot be read is warned of once, with its file and the reason, and the next in
+    An image that cannot be read is warned of once, with its file and the reason, and the next in
     the order takes its place.
 
     Args:
         source: sequence of samples: `ImageFolder`, `InMemory`, or any sequence of dictionaries with
-            `image`, whatever `images.to_model` reads, and, if they have one, `caption`, a text,
-            and `label`, the number of a class.
-        preprocessing: `Preprocessing`, the size of the pictures and how they are cut.
+            `image`, anything that `images.to_model` reads, and, if they have one, `caption`, a
+            text, and `label`, the number of a class.
+        preprocessing: `Preprocessing`, the size of the images and how they are cut.
         tokenizer: `SimpleTokenizer` for captions; `None` leaves them out. Captions longer than a
             row lose their end.
         augmentation: list of layers of keras-cv, see `Augmentation`.
         seed: int from 0 to 2**64 - 1.
         shuffle: bool; `False` takes the samples in their own order.
-        workers: int, threads that read pictures.
+        workers: int, threads that read images.
 
     Attributes:
-        broken: dict from the number of each sample that could not be read so far to the reason.
+        broken: dictionary from the number of each sample that could not be read to the reason.
 
     Raises:
         ValueError: If there are no samples, or for an argument out of range.
@@ -94,18 +95,18 @@ class Data:
         self.preparation = Preparation(preprocessing, tokenizer, augmentation, self.seed)
         self._lock = threading.Lock()
         self.workers = workers or min(4, os.cpu_count() or 1)
-        self._permutation = functools.lru_cache(maxsize=2)(self._draw_permutation)
+        self._permutation = functools.lru_cache(maxsize=2)(self._random_permutation)
 
     def __len__(self) -> int:
         return len(self.source)
 
     def batch(self, step: int, size: int) -> Arrays:
-        """The batch of a step; a pure function of its arguments.
+        """Return the batch of a step; a pure function of its arguments.
 
         Args:
             step: int, from 0.
-            size: int, samples of a batch. The samples of step n are those at the places n * size to
-                (n + 1) * size - 1 of all epochs in a row.
+            size: int, samples of a batch. The samples of step n are those at the positions
+                n * size to (n + 1) * size - 1 of all epochs in a row.
 
         Returns:
             Dictionary of `images`, (size, height, width, 3) float32 in [-1, 1]; `tokens`,
@@ -116,21 +117,21 @@ class Data:
         Raises:
             ValueError: If no sample can be read.
         """
-        places = range(step * size, (step + 1) * size)
+        positions = range(step * size, (step + 1) * size)
         with ThreadPoolExecutor(min(self.workers, size)) as pool:
-            found = list(pool.map(self._at, places))
+            found = list(pool.map(self._at, positions))
         numbers, samples = zip(*found)
         return {**self._collate(samples), "sample": np.array(numbers, np.int32)}
 
     def rows(self) -> Iterator[tuple[int, Mapping[str, Any]]]:
-        """The samples as they come from the source, with their numbers, without broken ones."""
+        """Yield the number and the content of each sample of the source that can be read."""
         for index in range(len(self)):
             with self.reporting(index):
                 yield index, self.source[index]
 
     @contextlib.contextmanager
     def reporting(self, index: int) -> Iterator[None]:
-        """A scope in which an error means that a sample is broken; it ends there, with a warning.
+        """Turn an error within a scope into a warning that a sample is broken.
 
         Args:
             index: int, the sample's number.
@@ -145,33 +146,33 @@ class Data:
                 message = f"Sample {index} is left out, the next takes its place: {error}"
                 warnings.warn(message, stacklevel=3)
 
-    def _at(self, place):
-        """Number and content of the sample at a place of the order, or of the next whole one."""
-        epoch, position = divmod(place, len(self))
+    def _at(self, position):
+        """Return number and content of the sample at a position, or of the next whole one."""
+        epoch, first = divmod(position, len(self))
         order = self._permutation(epoch)
         for later in range(len(order)):
-            index = int(order[(position + later) % len(order)])
+            index = int(order[(first + later) % len(order)])
             if index not in self.broken:
                 with self.reporting(index):
-                    return index, self._sample(index, place)
+                    return index, self._sample(index, position)
         reason = next(iter(self.broken.values()))
         raise ValueError(f"None of the {len(self)} samples can be read. The first: {reason}")
 
-    def _sample(self, index, place):
-        return self.preparation.sample(self.source[index], place)
+    def _sample(self, index, position):
+        return self.preparation.sample(self.source[index], position)
 
     def _collate(self, samples):
         return self.preparation.collate(samples)
 
-    def _draw_permutation(self, epoch):
+    def _random_permutation(self, epoch):
         if not self.shuffle:
             return np.arange(len(self))
-        # The raw stream is the same in every version of NumPy, which its permutations are not.
+        # The raw stream is the same in every version of NumPy; its permutations are not.
         return np.argsort(_stream(self.seed, _ORDER, epoch).random_raw(len(self)), kind="stable")
 
 
 class Preparation:
-    """What becomes of a sample on its way into a batch.
+    """The preparation of samples for a batch.
 
     Args:
         preprocessing, tokenizer, augmentation, seed: see `Data`.
@@ -194,28 +195,28 @@ class Preparation:
             height, width = preprocessing.height, preprocessing.width
             self.augment = Augmentation(augmentation, height, width)
 
-    def sample(self, sample: Mapping[str, Any], place: int) -> dict[str, Any]:
-        """The picture in [-1, 1], and the caption and label as they came.
+    def sample(self, sample: Mapping[str, Any], position: int) -> dict[str, Any]:
+        """Return the image in [-1, 1], and the caption and label as they came.
 
         Args:
             sample: dictionary of `image`, `caption`, `label`.
-            place: int, the sample's place among all that are ever drawn.
+            position: int, of the sample among those of all epochs in a row.
         """
-        picture = to_unit(self.preprocessing(sample["image"], random_view(self.seed, place)))
+        image = to_unit(self.preprocessing(sample["image"], random_view(self.seed, position)))
         if self.augment is not None:
-            raw = _stream(self.seed, _AUGMENTATION, place).random_raw()
-            picture = self.augment(picture, int(raw) >> 1)
-        prepared = {"images": 2.0 * picture - 1.0}
+            raw = _stream(self.seed, _AUGMENTATION, position).random_raw()
+            image = self.augment(image, int(raw) >> 1)
+        prepared = {"images": 2.0 * image - 1.0}
         return prepared | {name: sample[name] for name in ("caption", "label") if name in sample}
 
     def collate(self, samples: Sequence[Mapping[str, Any]]) -> Arrays:
-        """A batch of what `sample` returned."""
+        """Return the batch of some results of `sample`."""
         check_columns(samples)
         images = np.stack([sample["images"] for sample in samples])
         return {"images": images, **self.tokens(samples), **labels_and_index(samples)}
 
     def tokens(self, samples: Sequence[Mapping[str, Any]]) -> Arrays:
-        """The captions' part of a batch, empty without captions or a tokenizer."""
+        """Return the tokens of captions; an empty dictionary without captions or a tokenizer."""
         if self.tokenizer is None or "caption" not in samples[0]:
             return {}
         captions = [sample["caption"] for sample in samples]
@@ -223,16 +224,16 @@ class Preparation:
 
 
 class InMemory(Sequence):
-    """Pictures in memory, as a sequence of samples.
+    """Images in memory, as a sequence of samples.
 
     Args:
-        images: (n, height, width, 3) array, uint8 or float from 0 to 1; or a list of whatever
+        images: (n, height, width, 3) array, uint8 or float from 0 to 1; or a list of anything that
             `images.to_model` reads.
         captions: list of n texts, or `None`.
         labels: n numbers of classes, or `None`.
 
     Raises:
-        ValueError: If there are not as many of each.
+        ValueError: If they differ in number.
     """
 
     def __init__(
@@ -255,9 +256,9 @@ class InMemory(Sequence):
 
 
 class Prefetch:
-    """Makes the next batches in a thread while one is trained with.
+    """A thread that makes the next batches while one is trained with.
 
-    At most `depth` batches wait; what goes wrong in the thread is raised by `batch`.
+    At most `depth` batches wait. `batch` raises the errors of the thread.
 
     Args:
         data: `Data` or any other `Batches`.
@@ -284,7 +285,7 @@ class Prefetch:
         self.close()
 
     def batch(self, step: int, size: int) -> Arrays:
-        """See `Data.batch`; quick if the batch before this one was the last that was asked for."""
+        """See `Data.batch`; quick if the last call was for the batch before this one."""
         wanted = [(step + ahead, size) for ahead in range(self.depth + 1)]
         for key in self._waiting.keys() - set(wanted):
             self._waiting.pop(key).cancel()
@@ -294,19 +295,19 @@ class Prefetch:
         return self._waiting.pop((step, size)).result()
 
     def close(self) -> None:
-        """Stop the thread, when it is done with the batch in hand."""
+        """Stop the thread after its current batch."""
         self._waiting.clear()
         self._thread.shutdown(wait=True, cancel_futures=True)
 
 
-def random_view(seed: int, place: int) -> np.ndarray:
-    """Three uniform numbers in [0, 1) for the crop and the flip of a sample.
+def random_view(seed: int, position: int) -> np.ndarray:
+    """Draw three uniform numbers in [0, 1) for the crop and the flip of a sample.
 
     Args:
         seed: int, of the data.
-        place: int, the sample's place among all that are ever drawn.
+        position: int, of the sample among those of all epochs in a row.
     """
-    raw = _stream(seed, _PICTURE, place).random_raw(3)
+    raw = _stream(seed, _VIEW, position).random_raw(3)
     return (raw >> np.uint64(11)) * 2.0**-53
 
 
@@ -321,7 +322,7 @@ def check_columns(samples: Sequence[Mapping[str, Any]]) -> None:
 
 
 def labels_and_index(samples: Sequence[Mapping[str, Any]]) -> Arrays:
-    """The parts of a batch that are whole numbers."""
+    """Return the index and the labels of a batch."""
     batch = {"index": np.arange(len(samples), dtype=np.int32)}
     if "label" in samples[0]:
         batch["label"] = np.array([sample["label"] for sample in samples], np.int32)
@@ -329,7 +330,7 @@ def labels_and_index(samples: Sequence[Mapping[str, Any]]) -> Arrays:
 
 
 def check_seed(seed: int) -> int:
-    """Refuse what is no seed."""
+    """Return a seed as an int; refuse one out of range."""
     whole = isinstance(seed, (int, np.integer)) and not isinstance(seed, bool)
     if not whole or not 0 <= seed < 2**64:
         raise ValueError(f"`seed` must be a whole number from 0 to 2**64 - 1. Received: {seed!r}")
@@ -337,7 +338,7 @@ def check_seed(seed: int) -> int:
 
 
 def _stream(seed, purpose, number):
-    """A bit generator of Salmon et al. 2011, set to where (seed, purpose, number) begins."""
+    """Return Philox (Salmon et al. 2011) at the start of the numbers of (seed, purpose, number)."""
     return np.random.Philox(
         key=np.array([seed, purpose], np.uint64), counter=np.array([0, 0, number, 0], np.uint64)
     )

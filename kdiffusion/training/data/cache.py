@@ -1,4 +1,4 @@
-"""Latents and text states computed once and kept on the disk, for training without encoders."""
+"""Cached latents and text states, for training without encoders."""
 
 from __future__ import annotations
 
@@ -29,22 +29,22 @@ from kdiffusion.training.data.batches import (
     random_view,
 )
 
-_VERSION = 1  # of what stands in the files; another one makes other names
+_VERSION = 1  # of the files' content; another one makes other names
 
-# NumPy parses the header of a file with `ast`, which fails in CPython 3.11 now and then when two
+# NumPy parses the header of a file with `ast`, which sometimes fails in CPython 3.11 when two
 # threads do so (github.com/python/cpython/issues/106905).
 _parsing = threading.Lock()
 
 
 class CachedData(Data):
-    """Samples whose latents, text states or both come from the disk; `cached` makes it.
+    """Samples whose latents, text states or both come from files; `cached` makes it.
 
     Args:
-        data: `Data` whose order, source and preparation are taken over.
-        latents: list with the file of each sample's latents, `None` for a broken one, or `None` if
-            pictures are to be read.
-        contexts: dictionary from each caption to the file of its states, or `None` if captions are
-            to be turned into tokens.
+        data: `Data`, whose order, source and preparation are used.
+        latents: list with the file of each sample's latents, `None` for a broken sample; or `None`
+            to read the images.
+        contexts: dictionary from each caption to the file of its states; or `None` to return
+            tokens.
 
     Attributes:
         empty_context: (tokens, width) float32, the states of the empty caption, which caption
@@ -70,20 +70,22 @@ class CachedData(Data):
         self.empty_context = None if contexts is None else _load(contexts[""]).astype(np.float32)
 
     def batch(self, step: int, size: int) -> Arrays:
-        """See `Data.batch`; in place of `images` and `tokens` there may be others.
+        """See `Data.batch`; cached values take the place of `images` and `tokens`.
 
         These are `mean` and `logvar`, (size, height, width, channels) float32, as `ImageEncoder`
         returns them, and `context`, (size, tokens, width) float32.
         """
         return super().batch(step, size)
 
-    def _sample(self, index, place):
+    def _sample(self, index, position):
         sample = self.source[index]
         if self._latents is None:
-            parts = self.preparation.sample(sample, place)
+            parts = self.preparation.sample(sample, position)
         else:
             parts = {name: sample[name] for name in ("caption", "label") if name in sample}
-            flipped = self.preparation.preprocessing.flip and random_view(self.seed, place)[2] < 0.5
+            flipped = (
+                self.preparation.preprocessing.flip and random_view(self.seed, position)[2] < 0.5
+            )
             moments = _load(self._latents[index])[int(flipped)]
             parts["mean"], parts["logvar"] = moments.astype(np.float32)
         if self._contexts is not None:
@@ -106,28 +108,28 @@ def cached(
     batch_size: int = 8,
     progress: Callable[[int, int], Any] | None = None,
 ) -> CachedData:
-    """Compute latents and text states where the disk has none yet, and give batches of them.
+    """Compute the latents and text states that a folder lacks, and return data that reads them.
 
-    Latents are kept as mean and log-variance, so that training still draws from them; of both sides
-    if pictures are flipped. The name of a file is the hash of all that its content follows from:
-    the bytes of the picture, its preprocessing, and the weights of the encoder. What has changed is
-    thus computed again, and one folder may serve many runs. Files are whole or missing.
+    Latents are kept as mean and log-variance, so training still samples them; both mirror images
+    are kept if images are flipped. The name of a file is the hash of everything that its content
+    depends on: the bytes of the image, its preprocessing, and the weights of the encoder. A change
+    of any of them makes new files, and one folder may serve many runs. Files are whole or missing.
 
     Args:
         data: `Data`, with a tokenizer if captions are cached.
-        folder: path of the folder to keep them in, made if it is missing.
-        image_encoder: `ImageEncoder`, or `None` to leave pictures as they are.
+        folder: path of the cache, made if it is missing.
+        image_encoder: `ImageEncoder`, or `None` to leave images as they are.
         text_encoder: `TextEncoder`, or `None` to leave tokens as they are.
-        batch_size: int, pictures or captions that are encoded at a time.
-        progress: called with how many are done and how many there are.
+        batch_size: int, images or captions that are encoded at a time.
+        progress: function, called with the numbers of items that are done and that there are.
 
     Returns:
         A `CachedData`.
 
     Raises:
-        ValueError: If pictures are cropped at random or augmented, which a cache would undo; if
+        ValueError: If images are cropped at random or augmented, which a cache would undo; if
             captions are to be cached and there is no tokenizer or no caption; or if an encoder
-            returns what is not finite.
+            returns NaN or infinity.
 
     Example:
 
@@ -146,7 +148,7 @@ def cached(
 
 
 class _Store:
-    """The folder of the files, and how it is filled.
+    """The folder of cached files.
 
     Args:
         folder, batch_size, progress: see `cached`.
@@ -160,7 +162,7 @@ class _Store:
         self.progress = progress
 
     def path(self, *parts: str | bytes) -> Path:
-        """The file of what follows from these."""
+        """Return the file whose content follows from these parts."""
         name = _digest([f"kdiffusion {_VERSION}", *parts])
         return self.folder / name[:2] / f"{name}.npy"
 
@@ -172,8 +174,8 @@ class _Store:
         Args:
             count: int, how many items there are.
             path_of: function from an item's number to its file, or to `None` for a broken one.
-            load: function from an item's number to what is encoded, or to `None`.
-            encode: function from a batch of these to one array for each.
+            load: function from an item's number to the encoder's input, or to `None`.
+            encode: function from a batch of inputs to one array for each.
 
         Returns:
             The file of each item, or `None`.
@@ -194,18 +196,18 @@ class _Store:
 
     def _write(self, values, encode):
         inputs = list(values.values())
-        padding = inputs[-1:] * (self.batch_size - len(inputs))  # so that one shape is compiled
+        padding = inputs[-1:] * (self.batch_size - len(inputs))  # one shape is compiled
         for path, array in zip(values, encode(np.stack(inputs + padding))):
             if not np.isfinite(array).all():
                 raise ValueError(
-                    "What the encoder returns is NaN or infinite. Check its weights, or load it "
+                    "The encoder's result is NaN or infinite. Check its weights, or load it "
                     "with dtype='float32'."
                 )
             _save(path, array)
 
 
 def _cache_contexts(data, encoder, store):
-    """The file of each caption's states, the empty caption's among them."""
+    """Return the file of the states of each caption and of the empty caption."""
     tokenizer = data.preparation.tokenizer
     rows = [row for _, row in data.rows()]
     if tokenizer is None or not all("caption" in row for row in rows):
@@ -230,12 +232,12 @@ def _cache_contexts(data, encoder, store):
 
 
 def _cache_latents(data, encoder, store):
-    """The file of each picture's latents; those of broken ones are `None` or missing."""
+    """Return the file of each image's latents; those of broken ones are `None` or missing."""
     preprocessing = data.preparation.preprocessing
     augments = data.preparation.augment is not None
     if preprocessing.crop != "center" or augments:
         raise ValueError(
-            "Latents are kept of one view of each picture: use crop='center' and no augmentation, "
+            "Latents are cached of one view of each image: use crop='center' and no augmentation, "
             f"or do not cache them. Received: crop={preprocessing.crop!r} and "
             f"{'some' if augments else 'no'} augmentation"
         )
@@ -246,9 +248,9 @@ def _cache_latents(data, encoder, store):
 
     def path(index):
         with data.reporting(index):
-            return store.path(*parts, _picture_digest(data.source[index]["image"], preprocessing))
+            return store.path(*parts, _image_digest(data.source[index]["image"], preprocessing))
 
-    def picture(index):
+    def pixels(index):
         with data.reporting(index):
             return 2.0 * to_unit(preprocessing(data.source[index]["image"])) - 1.0
 
@@ -258,13 +260,13 @@ def _cache_latents(data, encoder, store):
         pairs = [[ops.convert_to_numpy(m[name]) for name in ("mean", "logvar")] for m in moments]
         return np.moveaxis(np.array(pairs), 2, 0)
 
-    return store.fill(len(data), path, picture, encode)
+    return store.fill(len(data), path, pixels, encode)
 
 
-def _picture_digest(image, preprocessing):
-    """What tells a picture from any other: the bytes of its file, or else its pixels."""
+def _image_digest(image, preprocessing):
+    """Return the digest of an image's file, or of its pixels if it is in memory."""
     if isinstance(image, (str, os.PathLike)):
-        return bytes.fromhex(file_sha256(image))  # as in the names of the files that there are
+        return bytes.fromhex(file_sha256(image))  # the form in the names of existing files
     pixels = preprocessing(image)
     return _digest([str(pixels.dtype), pixels.tobytes()])
 
@@ -280,7 +282,7 @@ def _digest(parts: Iterable[str | bytes]) -> str:
     total = hashlib.sha256()
     for part in parts:
         data = part.encode() if isinstance(part, str) else part
-        # The hash of each part has one length, so no two lists of parts look alike.
+        # All hashes have one length, so different lists of parts have different digests.
         total.update(hashlib.sha256(data).digest())
     return total.hexdigest()
 
@@ -288,13 +290,13 @@ def _digest(parts: Iterable[str | bytes]) -> str:
 def _is_whole(path: Path) -> bool:
     try:
         _load(path)
-    except (OSError, ValueError, EOFError):  # a file may be cut short after a power failure
+    except (OSError, ValueError, EOFError):  # a power failure may leave a file cut short
         return False
     return True
 
 
 def _load(path: Path) -> np.ndarray:
-    """A file's array, read where it is looked at."""
+    """Map the array of a file into memory."""
     with _parsing:
         return np.load(path, mmap_mode="r")
 

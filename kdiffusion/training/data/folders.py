@@ -1,4 +1,4 @@
-"""Folders of pictures: with captions in a `metadata.jsonl`, in one folder a class, or bare."""
+"""Folders of images: with a `metadata.jsonl`, with a folder for each class, or bare."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
-# What `kdiffusion.images.reading` reads, by the usual suffixes.
+# These are the usual suffixes of the files that `kdiffusion.images.reading` reads.
 SUFFIXES = frozenset(
     ".avif .bmp .gif .heic .heif .jfif .jp2 .jpeg .jpg .pbm .pgm .png .ppm .tga .tif .tiff .webp"
     "".split()
@@ -20,25 +20,24 @@ _MAX_SHOWN = 5
 
 
 class ImageFolder(Sequence):
-    """The pictures of a folder, as a sequence of samples.
+    """The images of a folder, as a sequence of samples.
 
     Three layouts, those of Hugging Face's `imagefolder`:
 
-    - with a file `metadata.jsonl`: each line is a JSON object with `file_name`, the path of a
-      picture inside the folder, and `text` or `caption`, `label`, or both. Other keys are ignored;
-    - without it, but with folders of pictures: each folder is a class, in the order of their names;
-    - pictures alone.
+    - with a file `metadata.jsonl`: each line is a JSON object with `file_name`, the path of an
+      image inside the folder, and `text` or `caption`, `label`, or both. Other keys are ignored;
+    - without it, but with folders of images: each folder is a class, in the order of their names;
+    - images alone.
 
-    Nothing but the list is read here; a picture that is missing or damaged is found when it is
-    needed, see `Data`.
+    Only the list is read here. A missing or damaged image is found when it is needed, see `Data`.
 
     Args:
         path: path of the folder.
 
     Attributes:
-        rows: list of dictionaries, the samples without their pictures.
-        classes: tuple of str, the names of the labels; empty where there are none or where they
-            are numbers.
+        rows: list of dictionaries, the samples without their images.
+        classes: tuple of str, the names of the labels; empty if there are none or if they are
+            numbers.
 
     Raises:
         ValueError: If there is no such folder, it fits none of the layouts, or a line of its
@@ -55,7 +54,7 @@ class ImageFolder(Sequence):
     def __init__(self, path: str | os.PathLike):
         self.path = Path(path)
         if not self.path.is_dir():
-            raise ValueError(f"{str(self.path)!r} is no folder. Expected one with pictures.")
+            raise ValueError(f"{str(self.path)!r} is no folder. Expected one with images.")
         self._root = self.path.resolve()
         self.classes: tuple[str, ...] = ()
         if (self.path / METADATA).is_file():
@@ -75,7 +74,7 @@ class ImageFolder(Sequence):
         return {"image": path, **self.rows[index]}
 
     def _name_labels(self):
-        """Numbers for labels that are names, in the order of the names."""
+        """Number labels that are names, in the order of the names."""
         labels = {row["label"] for row in self.rows if "label" in row}
         if labels and all(isinstance(label, str) for label in labels):
             self.classes = tuple(sorted(labels))
@@ -84,9 +83,9 @@ class ImageFolder(Sequence):
                 row["label"] = numbers[row["label"]]
 
     def _list(self):
-        own, folders = _pictures(self.path), _subfolders(self.path)
-        inside = {folder.name: list(_pictures_below(folder)) for folder in folders}
-        classes = {name: pictures for name, pictures in inside.items() if pictures}
+        own, folders = _images(self.path), _subfolders(self.path)
+        inside = {folder.name: list(_images_below(folder)) for folder in folders}
+        classes = {name: paths for name, paths in inside.items() if paths}
         nested = [name for name in inside if (self.path / name / METADATA).is_file()]
         if nested or bool(own) == bool(classes):
             raise ValueError(_misfit(self.path, own, classes, nested))
@@ -94,8 +93,8 @@ class ImageFolder(Sequence):
         paths = own if own else [path for name in classes for path in classes[name]]
         self._names = [path.relative_to(self.path).as_posix() for path in paths]
         self.rows = [{} for _ in own]
-        for number, pictures in enumerate(classes.values()):
-            self.rows += [{"label": number} for _ in pictures]
+        for number, members in enumerate(classes.values()):
+            self.rows += [{"label": number} for _ in members]
 
 
 def _misfit(path, own, classes, nested):
@@ -103,12 +102,12 @@ def _misfit(path, own, classes, nested):
         return f"{METADATA} stands in {nested[0]!r} of {str(path)!r}: give that folder instead."
     if own:
         return (
-            f"{str(path)!r} holds pictures ({own[0].name}) and folders of pictures "
-            f"({next(iter(classes))}). Expected either, or a file {METADATA} that tells."
+            f"{str(path)!r} holds images ({own[0].name}) and folders of images "
+            f"({next(iter(classes))}). Expected either, or a file {METADATA} that lists them."
         )
     return (
-        f"{str(path)!r} holds no pictures. Expected a file {METADATA}, pictures "
-        f"({', '.join(sorted(SUFFIXES))}), or a folder of pictures for each class."
+        f"{str(path)!r} holds no images. Expected a file {METADATA}, images "
+        f"({', '.join(sorted(SUFFIXES))}), or a folder of images for each class."
     )
 
 
@@ -121,7 +120,7 @@ def _subfolders(folder):
     ]
 
 
-def _pictures(folder: Path) -> list[Path]:
+def _images(folder: Path) -> list[Path]:
     entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
     return [
         Path(entry.path)
@@ -132,14 +131,14 @@ def _pictures(folder: Path) -> list[Path]:
     ]
 
 
-def _pictures_below(folder: Path) -> Iterator[Path]:
-    yield from _pictures(folder)
+def _images_below(folder: Path) -> Iterator[Path]:
+    yield from _images(folder)
     for inner in _subfolders(folder):
-        yield from _pictures_below(inner)
+        yield from _images_below(inner)
 
 
 def _metadata_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """The checked lines of a metadata file: `file_name`, and `caption` and `label` if there."""
+    """Yield the checked lines of a metadata file: `file_name`, `caption`, `label`."""
     lines: dict[str, int] = {}
     columns = None
     with open(path, "rb") as file:
@@ -154,7 +153,7 @@ def _metadata_rows(path: Path) -> Iterator[dict[str, Any]]:
             if first != number:
                 raise ValueError(
                     f"{place} {row['file_name']!r} stands in line {first} already. Expected one "
-                    "line for each picture."
+                    "line for each image."
                 )
             found = {name: type(value).__name__ for name, value in row.items()}
             columns = columns or found
@@ -165,7 +164,7 @@ def _metadata_rows(path: Path) -> Iterator[dict[str, Any]]:
                 )
             yield row
     if not lines:
-        raise ValueError(f"{path} holds no lines. Expected one for each picture.")
+        raise ValueError(f"{path} holds no lines. Expected one for each image.")
 
 
 def _shown(columns):
@@ -210,16 +209,16 @@ def _row(row: dict[str, Any], place: str) -> dict[str, Any]:
 
 
 def _file_name(name: Any, place: str) -> str:
-    """A path inside the folder, told from its text alone, on any system."""
+    """Return a path inside the folder; its text alone decides, the same on any system."""
     if not isinstance(name, str) or not name:
         raise ValueError(
-            f"{place} `file_name` must be the path of a picture. Received: {name!r:.80}"
+            f"{place} `file_name` must be the path of an image. Received: {name!r:.80}"
         )
     parts = PurePosixPath(name).parts
     foreign = PureWindowsPath(name).anchor or "\\" in name or "\0" in name
     if foreign or not parts or parts[0] == "/" or ".." in parts or len(name) > 1024:
         raise ValueError(
-            f"{place} `file_name` must be the path of a picture inside the folder, with forward "
+            f"{place} `file_name` must be the path of an image inside the folder, with forward "
             f"slashes. Received: {name!r:.80}"
         )
     return PurePosixPath(name).as_posix()

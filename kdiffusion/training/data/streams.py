@@ -23,17 +23,17 @@ class Stream:
     seed and `reshuffle_each_iteration=False`, and read files in a fixed order. To begin at a later
     step the dataset is skipped through, which takes as long as reading it.
 
-    A picture that cannot be read is warned of once, and the next one of its batch takes its place.
+    An image that cannot be read is warned of once, and the next one of its batch takes its place.
 
     Args:
-        dataset: `tf.data.Dataset` of dictionaries, not batched, with pictures of shape
+        dataset: `tf.data.Dataset` of dictionaries, not batched, with images of shape
             (height, width, channels), uint8 or float from 0 to 1, of any size.
         preprocessing, tokenizer, augmentation, seed: see `Data`.
-        columns: dict from `image`, `caption` and `label` to the names that they have in the
-            dataset, where these differ: `{"caption": "text"}`.
+        columns: dictionary from `image`, `caption` and `label` to their names in the dataset,
+            where these differ: `{"caption": "text"}`.
 
     Raises:
-        ValueError: If the elements are no dictionaries or hold no picture, or there are none.
+        ValueError: If the elements are no dictionaries or hold no image, or there are none.
 
     Example:
 
@@ -65,28 +65,28 @@ class Stream:
         self._check_structure(dataset.element_spec)
         self._check_order()
         self._elements: Any = iter(())
-        self._place = -1
+        self._position = -1
 
     def batch(self, step: int, size: int) -> Arrays:
-        """The batch of a step; see `Data.batch`."""
-        if self._place != step * size:
+        """Return the batch of a step; see `Data.batch`."""
+        if self._position != step * size:
             self._elements = self._dataset.skip(step * size).as_numpy_iterator()
-        places = range(step * size, (step + 1) * size)
-        self._place = -1  # should the dataset fail, it is begun anew
+        positions = range(step * size, (step + 1) * size)
+        self._position = -1  # after an error of the dataset it starts anew
         elements = list(itertools.islice(self._elements, size))
-        self._place = places.stop
-        samples = [self._sample(element, place) for element, place in zip(elements, places)]
+        self._position = positions.stop
+        samples = [self._sample(*pair) for pair in zip(elements, positions)]
         return self.preparation.collate(_filled(samples, self.broken))
 
-    def _sample(self, element, place):
-        """A prepared sample, or `None` for a broken one."""
+    def _sample(self, element, position):
+        """Return a prepared sample, or `None` for a broken one."""
         sample = {name: element[key] for name, key in self.columns.items() if key in element}
         if isinstance(sample.get("caption"), bytes):
             sample["caption"] = sample["caption"].decode(errors="replace")
         try:
-            return self.preparation.sample(sample, place)
+            return self.preparation.sample(sample, position)
         except (ValueError, OSError) as error:
-            number = place % self._length if self._length else place
+            number = position % self._length if self._length else position
             if number not in self.broken:
                 warnings.warn(
                     f"Element {number} is left out, the next one takes its place: {error}",
@@ -117,9 +117,9 @@ class Stream:
 
 
 def _filled(samples, broken):
-    """The samples, the next whole one in place of each broken one."""
+    """Return the samples, with the next whole one in place of each broken one."""
     if not any(samples):
         reason = list(broken.values())[-1]
         raise ValueError(f"No element of a batch can be read. The last: {reason}")
     twice = [*samples, *samples]
-    return [next(filter(None, twice[place:])) for place in range(len(samples))]
+    return [next(filter(None, twice[start:])) for start in range(len(samples))]
