@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from keras import ops
 
-# What numbers are drawn for: draws of different purposes are independent.
+# Purposes of random numbers; numbers of different purposes are independent.
 (
     NOISE,
     TIMESTEP,
@@ -27,7 +27,7 @@ from keras import ops
     PERTURBATION,
 ) = range(6)
 
-# A step has at most so many samples; 6 bits of the counter are left for the purpose.
+# A step has at most so many samples; the counter's other 6 bits are the purpose.
 MAX_SAMPLES = 1 << 26
 
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
@@ -36,8 +36,8 @@ _PARITY = 0x1BD11BDA
 # 2**32 / golden ratio: multiples of it fill the circle evenly (Weyl 1916).
 _GOLDEN = 0x9E3779B9
 
-# The normal table: each level has 2**12 cells and takes over the lowest 16th of the one before it.
-# 12 more bits say where in a cell: their product with a slope of 12 bits is exact.
+# Each level of the normal table has 2**12 cells and refines the lowest 16th of the level before it.
+# 12 more bits are the position in a cell: their product with a slope of 12 bits is exact.
 _CELL_BITS = 12
 _LEVEL_BITS = 4
 _LEVELS = 4
@@ -49,9 +49,9 @@ def uniform(seed: Any, step: Any, index: Any, shape: Sequence[int], purpose: int
     Args:
         seed: int or uint32 scalar, of the whole run.
         step: int32 scalar, the optimizer step.
-        index: (batch,) int32, the place of each sample in the step's global batch, from 0 to
+        index: (batch,) int32, the index of each sample in the step's global batch, from 0 to
             `MAX_SAMPLES - 1`.
-        shape: shape of what one sample draws.
+        shape: shape of one sample's numbers.
         purpose: one of this module's constants.
 
     Returns:
@@ -78,7 +78,7 @@ def normal(seed: Any, step: Any, index: Any, shape: Sequence[int], purpose: int)
         (batch, *shape) float32, between -6.4 and 6.4.
     """
     words = _words(seed, step, index, shape, purpose)
-    # One bit is the sign, 31 say how far out in the tail.
+    # One bit is the sign, the other 31 the probability of the tail.
     tail = words & np.uint32(0x7FFFFFFF)
     level = sum(
         ops.cast(tail < np.uint32(1 << (31 - _LEVEL_BITS * (i + 1))), "uint32")
@@ -86,9 +86,9 @@ def normal(seed: Any, step: Any, index: Any, shape: Sequence[int], purpose: int)
     )
     scaled = ops.left_shift(tail, level * np.uint32(_LEVEL_BITS))
     cell = level * np.uint32(1 << _CELL_BITS) + _right(scaled, 31 - _CELL_BITS)
-    place = _right(scaled, 31 - 2 * _CELL_BITS) & np.uint32((1 << _CELL_BITS) - 1)
+    position = _right(scaled, 31 - 2 * _CELL_BITS) & np.uint32((1 << _CELL_BITS) - 1)
     knots, slopes = (ops.take(part, ops.cast(cell, "int32")) for part in _normal_table())
-    magnitude = knots + slopes * ops.cast(place, "float32")
+    magnitude = knots + slopes * ops.cast(position, "float32")
     return ops.where(words > np.uint32(0x7FFFFFFF), -magnitude, magnitude)
 
 
@@ -131,7 +131,7 @@ def threefry(key: tuple[Any, Any], counter: tuple[Any, Any]) -> tuple[Any, Any]:
 
 
 def _words(seed, step, index, shape, purpose):
-    """(batch, *shape) uint32, random bits."""
+    """Draw random bits, (batch, *shape) uint32."""
     size = math.prod(shape)
     pairs = ops.cast(ops.arange((size + 1) // 2), "uint32")[None, :]
     sample = ops.cast(index, "uint32")[:, None] + np.uint32(purpose * MAX_SAMPLES)
@@ -141,7 +141,7 @@ def _words(seed, step, index, shape, purpose):
 
 
 def _to_unit(words):
-    # The upper 24 bits, which float32 holds exactly.
+    # float32 holds the upper 24 bits exactly.
     return ops.cast(_right(words, 8), "float32") * np.float32(2.0**-24)
 
 
@@ -150,7 +150,7 @@ def _right(words, bits):
 
 
 def _key(number):
-    """A seed or a step as a tensor."""
+    """Return a seed or a step as a tensor."""
     if isinstance(number, (int, np.integer)):
         number = np.uint32(int(number) % 2**32)
     return ops.cast(number, "uint32")
@@ -158,7 +158,7 @@ def _key(number):
 
 @functools.lru_cache(maxsize=1)
 def _normal_table():
-    """(levels * 2**12,) float32 each: the normal at each knot, and the slope to the next."""
+    """Return the normal at each knot and the slope to the next, (levels * 2**12,) float32 each."""
     inverse = NormalDist().inv_cdf
     cells = 1 << _CELL_BITS
     knots, ends = [], []

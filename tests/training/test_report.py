@@ -69,7 +69,7 @@ def test_grids_are_nearly_square():
 def test_pictures_are_replaced(tmp_path):
     running = Report(tmp_path, batch_size=1, log_every=1, verbose=False)
     for value in (1, 2):
-        running.pictures(7, np.full((1, 4, 4, 3), value, np.uint8))
+        running.images(7, np.full((1, 4, 4, 3), value, np.uint8))
     picture = np.asarray(Image.open(tmp_path / "samples" / "step-00000007.png"))
     assert (picture == 2).all()
     assert len(list((tmp_path / "samples").iterdir())) == 1
@@ -89,7 +89,7 @@ def test_tensorboard_is_told(tmp_path):
     running.resume(0)
     for step in (1, 2, 3):
         running.step(step, 3, {"loss": float(step)}, 1.0)
-    running.pictures(3, np.zeros((1, 4, 4, 3), np.uint8))
+    running.images(3, np.zeros((1, 4, 4, 3), np.uint8))
     running.close()
     running.resume(2)
     running.step(3, 3, {"loss": 5.0}, 1.0)

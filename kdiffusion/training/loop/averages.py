@@ -1,4 +1,4 @@
-"""Exponential moving averages of weights, which draw better than the weights themselves."""
+"""Exponential moving averages of weights, which generate better than the weights themselves."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from keras import ops
 
 
 def warmed_up(decay: float, updates: int) -> float:
-    """The decay of one update: slow averages begin fast, or they would remember the start.
+    """Return the decay of one update, which is lower at first, so that the start is forgotten.
 
     Args:
         decay: float in [0, 1), the final decay.
@@ -33,22 +33,22 @@ class Averages:
     def __init__(self, groups: Mapping[str, Sequence[keras.Variable]], decay: float | None):
         self.decay = decay
         self._followed = [] if decay is None else [v for group in groups.values() for v in group]
-        # Copies, because JAX lets a variable take over a value's memory.
+        # These are copies, because JAX lets a variable take over a value's memory.
         self.variables = [
             keras.Variable(ops.copy(v.value), dtype="float32", trainable=False, name=f"average_{i}")
             for i, v in enumerate(self._followed)
         ]
 
     def decay_at(self, updates: int) -> float:
-        """The decay of the next update, see `warmed_up`."""
+        """Return the decay of the next update, see `warmed_up`."""
         return warmed_up(self.decay or 0.0, updates)
 
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:
-        """A scope in which the model has its averaged weights.
+        """Give the model its averaged weights within a scope.
 
-        The weights are kept and put back, so they return bit by bit. That takes the memory that
-        gradients have during a step.
+        The weights are kept and put back bit by bit. That takes the memory that gradients have
+        during a step.
         """
         kept = [ops.copy(variable.value) for variable in self._followed]
         try:

@@ -1,7 +1,7 @@
-"""Checkpoints of a run: written whole or not at all, and believed only when they verify.
+"""Checkpoints of a run: written whole or not at all, and verified before they are used.
 
 A checkpoint is a folder `step-00001000` of safetensors files and a manifest with their SHA-256.
-It is made beside its place, forced to the disk file by file, the manifest last, and renamed.
+It is written under another name, forced to the disk file by file, the manifest last, and renamed.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ MANIFEST = "manifest.json"
 LOCK = ".lock"
 
 _NAME = re.compile(r"step-(\d{8,})")
-_STAGES = ".step-*.partial"  # what `staged` makes and a killed process leaves
+_STAGES = ".step-*.partial"  # made by `staged`, left behind by a killed process
 _DAMAGED = "damaged-"
 _SPARE = 1 << 20  # bytes for headers and the manifest
 
-# The variables of each file, by name.
+# These are the variables of each file, by name.
 Variables = Mapping[str, Mapping[str, keras.Variable]]
 
 
@@ -63,7 +63,7 @@ class Saved(NamedTuple):
 
 
 def save(folder: Path, step: int, variables: Variables, notes: Mapping[str, Any]) -> Path:
-    """Write a checkpoint; when this returns, it is on the disk.
+    """Write a checkpoint and force it to the disk.
 
     Args:
         folder: the run's folder.
@@ -99,7 +99,7 @@ def save(folder: Path, step: int, variables: Variables, notes: Mapping[str, Any]
 
 
 def newest(folder: Path) -> Saved | None:
-    """Find the newest checkpoint that verifies; newer ones are set aside, with a warning.
+    """Find the newest checkpoint that verifies, and set newer ones aside with a warning.
 
     Args:
         folder: the run's folder.
@@ -211,10 +211,10 @@ def restore(saved: Saved, variables: Variables) -> None:
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """A scope in which no other process trains in a folder, which is made if there is none.
+    """Lock a folder within a scope, so that no other process trains in it; make it if need be.
 
     Raises:
-        ValueError: If another process does, or the folder cannot be written.
+        ValueError: If another process trains in it, or it cannot be written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -235,27 +235,27 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def prune(folder: Path, keep: int) -> None:
-    """Remove all checkpoints but the newest ones.
+    """Remove all checkpoints but the newest.
 
     Args:
         folder: the run's folder.
         keep: int, how many to keep.
     """
     for path in _paths(folder)[:-keep]:
-        # Renamed first, so that no half-removed folder has a checkpoint's name.
+        # It is renamed first, so that no half-removed folder has a checkpoint's name.
         aside = path.with_name(f".{path.name}.old.partial")
         path.rename(aside)
         shutil.rmtree(aside, ignore_errors=True)
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what saves have left behind whose process was killed."""
+    """Remove partial checkpoints of killed processes."""
     for path in folder.glob(_STAGES):
         shutil.rmtree(path, ignore_errors=True)
 
 
 def named(trainer: keras.Model, variables: Iterable[keras.Variable]) -> dict[str, keras.Variable]:
-    """Names for a trainer's variables: the network's name and the variable's path in it.
+    """Name a trainer's variables by the network's name and the variable's path in it.
 
     Args:
         trainer: the model.
@@ -273,9 +273,9 @@ def named(trainer: keras.Model, variables: Iterable[keras.Variable]) -> dict[str
 
 
 def slots(optimizers: Mapping[str, keras.Optimizer]) -> dict[str, keras.Variable]:
-    """Names for the variables of optimizers: the group's name and the variable's path."""
+    """Name the variables of optimizers by the group's name and the variable's path."""
     pairs = [
-        # Without the optimizer's own name, which counts how many a process has made.
+        # The optimizer's own name is left out, because it counts the optimizers of a process.
         (f"{group}/{variable.path.partition('/')[2] or variable.path}", variable)
         for group, optimizer in optimizers.items()
         for variable in optimizer.variables
@@ -284,7 +284,7 @@ def slots(optimizers: Mapping[str, keras.Optimizer]) -> dict[str, keras.Variable
 
 
 def distinct(pairs: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
-    """Pairs of name and value whose names are numbered from the second time on."""
+    """Yield pairs of name and value, with repeated names numbered from the second on."""
     seen: dict[str, int] = {}
     for name, value in pairs:
         seen[name] = seen.get(name, 0) + 1
@@ -292,7 +292,7 @@ def distinct(pairs: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
 
 
 def fingerprint(variables: Mapping[str, keras.Variable]) -> str:
-    """The SHA-256 of the names and values of variables."""
+    """Compute the SHA-256 of the names and values of variables."""
     digest = hashlib.sha256()
     for name, variable in variables.items():
         digest.update(f"{name} {_info(variable)}".encode())
@@ -302,13 +302,13 @@ def fingerprint(variables: Mapping[str, keras.Variable]) -> str:
 
 
 def _paths(folder):
-    """The run's checkpoints, the newest last."""
+    """Return the run's checkpoints, the newest last."""
     paths = [path for path in folder.glob("step-*") if _NAME.fullmatch(path.name)]
     return sorted(paths, key=lambda path: int(path.name.partition("-")[2]))
 
 
 def _lazily(path, variables):
-    """Variables as a checkpoint whose tensors leave the device when they are written."""
+    """Return variables as a checkpoint whose tensors leave the device when they are written."""
     infos = {name: _info(variable) for name, variable in variables.items()}
     return Checkpoint(path, infos, lambda name: ops.convert_to_numpy(variables[name].value))
 
@@ -319,7 +319,7 @@ def _info(variable):
 
 
 def _fits(expected, received):
-    """Whether a saved tensor can be a variable's value."""
+    """Tell if a saved tensor can be a variable's value."""
     if expected is None or received is None or expected.shape != received.shape:
         return False
     # Keras counts steps in 64 bits on TensorFlow and in 32 on JAX.
@@ -328,7 +328,7 @@ def _fits(expected, received):
 
 
 def _sync(folder):
-    """Have a folder's list of names on the disk."""
+    """Force a folder's list of names to the disk."""
     if os.name != "posix":
         return
     descriptor = os.open(folder, os.O_RDONLY)

@@ -1,8 +1,8 @@
 """Gradients and the optimizers' steps as compiled programs, for TensorFlow and for JAX.
 
-There are two: one adds the gradients of a micro-batch to those before it, the other moves the
-weights. On TensorFlow weights, slots and averages are variables that change in place; on JAX they
-are arguments whose memory the results take over.
+There are two programs: one adds the gradients of a micro-batch to those before it, the other moves
+the weights. On TensorFlow, weights, slots and averages are variables that change in place. On JAX
+they are arguments whose memory the results take over.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from kdiffusion.runtime import backend
 from kdiffusion.runtime.programs import use_jit
 from kdiffusion.training.trainers.base import Trainer
 
-# Bytes of variables that TensorFlow's graph moves at a time. It starts whatever it can start, so
-# for all variables at once it would hold temporary copies of all of them.
+# TensorFlow's graph moves so many bytes of variables at a time. It starts every operation that can
+# start, so with all variables at once it would hold temporary copies of all of them.
 _CHUNK = 1 << 26
 
 Optimizers = Mapping[str, keras.Optimizer]
 
 
 class Gradients(NamedTuple):
-    """What is known after a micro-batch.
+    """The results of a micro-batch.
 
     Args:
         sums: dictionary from each group to its variables' gradients, added up over micro-batches.
@@ -59,14 +59,14 @@ class Programs(Protocol):
         """
 
     def zeros(self) -> dict[str, list[Any]]:
-        """Gradients of no micro-batch."""
+        """Return the gradients of no micro-batch."""
 
     def apply(self, sums: Any, scales: Mapping[str, float], decay: float) -> None:
         """Move the weights, then their averages.
 
         Args:
             sums: `Gradients.sums`.
-            scales: what each group's gradients are multiplied by.
+            scales: dictionary of the factor of each group's gradients.
             decay: float, how much of the averages stays.
         """
 
@@ -77,7 +77,7 @@ def programs(
     averages: Sequence[keras.Variable],
     jit_compile: bool | str = "auto",
 ) -> Programs:
-    """The programs of a trainer on Keras's backend.
+    """Return the programs of a trainer on Keras's backend.
 
     Args:
         trainer: `Trainer`.
@@ -128,10 +128,10 @@ class _TensorFlowPrograms:
         added = {}
         for name, group in sources.items():
             found = tape.gradient(means[name], group, unconnected_gradients="zero")
-            # Dense, where an embedding gives slices.
+            # An embedding gives slices; these are made dense.
             found = [ops.cast(tf.convert_to_tensor(gradient), "float32") for gradient in found]
             added[name] = found if sums is None else [a + b for a, b in zip(sums[name], found)]
-        # Without a temporary copy, which ops.sum(ops.square(x)) would make.
+        # This makes no temporary copy, as ops.sum(ops.square(x)) would.
         squares = {
             name: 2.0 * sum(tf.nn.l2_loss(gradient) for gradient in group)
             for name, group in added.items()
@@ -144,10 +144,10 @@ class _TensorFlowPrograms:
             self._trace_optimizer(optimizer, rows, scales[name], decay)
 
     def _trace_optimizer(self, optimizer, rows, scale, decay):
-        """One step of an optimizer, some variables after the other."""
+        """Make one step of an optimizer, some variables after the other."""
         import tensorflow as tf
 
-        # What belongs to the step and not to a variable, as its number does, moves once.
+        # Scalars such as the step's number belong to no variable, and move once.
         shared = [v for v in optimizer.variables if len(v.shape) == 0]
         start = [ops.copy(v.value) for v in shared]
         before: list[Any] = []
@@ -197,7 +197,7 @@ class _JaxPrograms:
         import jax
 
         def losses_of(changed, name):
-            """A group's mean loss as a function of its variables, and all that was computed."""
+            """Compute a group's mean loss from its variables; return all losses and figures too."""
             values = {**trained, name: changed}
             mapping = [
                 pair for group in self._groups for pair in zip(self._groups[group], values[group])
@@ -240,13 +240,13 @@ def _follow(average, value, decay):
 
 
 def _by_group(groups, averages):
-    """The averages of each group, or as many times `None`."""
+    """Split the averages by group; without averages use `None` for each variable."""
     rest = iter(averages)
     return {name: [next(rest, None) for _ in group] for name, group in groups.items()}
 
 
 def _chunks(rows):
-    """Rows of (variable, ...) in chunks of limited size, all small variables in the last one."""
+    """Yield rows of (variable, ...) in chunks of limited size, small variables in the last."""
     small: list[Any] = []
     chunk: list[Any] = []
     size = 0

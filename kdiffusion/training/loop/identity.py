@@ -1,4 +1,4 @@
-"""Which run a folder holds: all that says what is computed, to be compared when it is resumed."""
+"""The identity of a run: what its results depend on, compared when it is resumed."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from weights_conversion import CheckpointMismatch
 def identity(
     trainer: Trainer, optimizers: Mapping[str, Any], data: Any, settings: LoopSettings
 ) -> dict[str, Any]:
-    """Returns what a run's results depend on, as values that JSON holds.
+    """Return what a run's results depend on, as values that JSON holds.
 
     Args:
         trainer: `Trainer`.
         optimizers: `optimizer_fields` of each group.
-        data: what has the method `batch`. Of its first batch the names, shapes and whole numbers
-            count, such as tokens and labels: they do not depend on who decodes pictures.
+        data: object with the method `batch`. The names, shapes and whole numbers of its first
+            batch count, such as tokens and labels, because no image decoder changes them.
         settings: `LoopSettings`.
     """
     groups = trainer.groups
@@ -55,7 +55,7 @@ def settings_fields(settings: LoopSettings) -> dict[str, Any]:
 
 
 def optimizer_fields(optimizer: keras.Optimizer) -> dict[str, Any]:
-    """An optimizer's class and settings, without its name."""
+    """Return an optimizer's class and settings, without its name."""
     fields = {name: value for name, value in optimizer.get_config().items() if name != "name"}
     return {"class": type(optimizer).__name__, **fields}
 
@@ -122,7 +122,7 @@ def _first_batch(data, size):
 
 
 def _plain(value):
-    """As JSON gives it back: lists for tuples, texts for keys."""
+    """Return a value as JSON reads it back: lists for tuples, texts for keys."""
     return json.loads(json.dumps(value))
 
 

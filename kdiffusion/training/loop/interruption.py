@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: the first asks to stop after the step, the second stops at once."""
+"""Ctrl-C and SIGTERM: the first stops the run after its step, the second at once."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import threading
 
 
 class Interruption:
-    """A scope in which signals are noted and do not raise.
+    """A scope in which signals are noted and raise nothing.
 
-    Python runs its handlers between two of its own instructions, and a step of training is a
-    single one. So a thread reads the signals from a pipe, as soon as they come.
+    Python runs signal handlers between two of its instructions, and a step of training is a single
+    instruction. So a thread reads the signals from a pipe as soon as they come.
 
     Attributes:
-        signal: int, the signal that has come, or `None`.
+        signal: int, the first signal, or `None` before it.
 
     Example:
 
@@ -30,7 +30,7 @@ class Interruption:
         self.signal: int | None = None
 
     def __enter__(self) -> Interruption:
-        # Elsewhere Python hands no signals out.
+        # Python gives signals to the main thread alone.
         self._active = threading.current_thread() is threading.main_thread()
         if self._active:
             self._read, self._write = os.pipe()
@@ -46,7 +46,7 @@ class Interruption:
             signal.set_wakeup_fd(self._wakeup)
             for number, handler in self._handlers.items():
                 signal.signal(number, handler)
-            os.close(self._write)  # which ends the thread
+            os.close(self._write)  # this ends the thread
             self._thread.join()
             os.close(self._read)
 
@@ -66,4 +66,4 @@ class Interruption:
 
 
 def _ignore(number, frame):
-    """A handler, because without one the signal would end the process."""
+    """Do nothing; without a handler the signal would end the process."""

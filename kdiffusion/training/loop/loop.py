@@ -1,4 +1,4 @@
-"""The loop that trains: accumulation, clipping, averages, exact resumption, and what goes wrong."""
+"""The training loop: accumulation, clipping, averages, exact resumption, and failures."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ from weights_conversion import CheckpointError
 
 
 class Loop:
-    """Trains, on one device, in a folder that a run can be resumed from.
+    """A training run on one device, in a folder that it can be resumed from.
 
     The folder holds checkpoints, `log.jsonl`, `curves.png` with matplotlib, `samples/`, and
-    TensorBoard's events if it is installed. A run that was killed and resumed computes what an
-    undisturbed one would have computed, step by step.
+    TensorBoard's events if it is installed. A run that was killed and resumed computes the same as
+    an uninterrupted one, step by step.
 
     Args:
         trainer: `Trainer`.
         optimizer: keras optimizer, or a dictionary of one for each of the trainer's groups.
-        data: what has the method `batch(step, size)`, see `kdiffusion.training.data`. If its
-            batches hold `sample`, (size,) int, errors name samples by these numbers.
+        data: object with the method `batch(step, size)`, see `kdiffusion.training.data.batches`.
+            If its batches hold `sample`, (size,) int, errors name samples by these numbers.
         folder: path of the run's folder.
         settings: `LoopSettings`.
 
@@ -74,7 +74,7 @@ class Loop:
         _check(trainer, self.optimizers, settings)
         for name, group in groups.items():
             self.optimizers[name].build(group)
-        # Before anything is restored into them.
+        # They are read here, before anything is restored into the optimizers.
         self._optimizer_fields = {name: optimizer_fields(o) for name, o in self.optimizers.items()}
         self.averages = Averages(groups, settings.ema_decay)
         self._programs = gradients.programs(
@@ -90,10 +90,11 @@ class Loop:
         self._started = False
 
     def run(self, steps: int) -> dict[str, float]:
-        """Train until so many steps are done, from the newest checkpoint on if there is one.
+        """Train until a number of steps is done, from the newest checkpoint if there is one.
 
-        Ctrl-C and SIGTERM let the step end, save, and exit with the codes 130 and 143; a second
-        signal exits at once. A save that fails is warned of, and training goes on.
+        After Ctrl-C or SIGTERM the step ends, a checkpoint is saved, and the process exits with
+        code 130 or 143. A second signal exits at once. A save that fails is warned of, and training
+        continues.
 
         Args:
             steps: int, how many steps are to be done in all.
@@ -119,7 +120,7 @@ class Loop:
         return self._report.last
 
     def _start(self):
-        """Take up the run in the folder, or begin one; later calls go on from what they have."""
+        """Resume the run in the folder or begin one; later calls continue it."""
         if self._started:
             self._report.resume(self.step, self._report.state)
             return
@@ -170,7 +171,7 @@ class Loop:
             self._report.step(self.step, steps, means, time.monotonic() - begin)
 
     def _accumulate(self, batch):
-        """The gradients of a whole batch, and all samples' losses and figures on the host."""
+        """Compute a whole batch's gradients, and its losses and figures on the host."""
         size, parts = self.settings.batch_size, self.settings.accumulation
         batch.setdefault("index", np.arange(size, dtype=np.int32))
         totals, parts_of = None, []
@@ -188,12 +189,12 @@ class Loop:
         return totals, losses, figures
 
     def _skip(self, losses, identities):
-        """Note a step whose gradients are NaN or infinite; its update is left out."""
+        """Note a step whose gradients are NaN or infinite and whose update is left out."""
         self._skipped += 1
         wrong = np.zeros(self.settings.batch_size, bool)
         for loss in losses.values():
             wrong |= ~np.isfinite(loss) if loss.shape == wrong.shape else False
-        # With finite losses there is no telling which sample it was.
+        # If all losses are finite, any sample may be the cause.
         indices = np.flatnonzero(wrong if wrong.any() else ~wrong)
         samples = (indices if identities is None else np.asarray(identities)[indices]).tolist()
         self._report.event({"step": self.step + 1, "skipped": samples})
@@ -209,15 +210,15 @@ class Loop:
         warnings.warn(f"{message}: the step is skipped.", stacklevel=4)
 
     def _keep_up(self, final):
-        """Save and draw when it is time to."""
+        """Save a checkpoint and sample images when it is time to."""
         settings = self.settings
         if final or self.step % settings.save_every == 0:
             self._save(final)
         if settings.sample_every and self.step % settings.sample_every == 0:
             with self.averages.applied():
-                pictures = self.trainer.samples(settings.num_samples)
-            if pictures is not None:
-                self._report.pictures(self.step, pictures)
+                images = self.trainer.samples(settings.num_samples)
+            if images is not None:
+                self._report.images(self.step, images)
 
     def _save(self, final):
         progress = {
@@ -254,7 +255,7 @@ class Loop:
 
 
 def _optimizers(optimizer, groups):
-    """An optimizer for each group."""
+    """Return an optimizer for each group."""
     if isinstance(optimizer, Mapping):
         if optimizer.keys() != groups.keys():
             raise ValueError(
@@ -279,7 +280,7 @@ def _check(trainer, optimizers, settings):
 
 
 def _scale(norm, settings):
-    """What makes the sum over micro-batches a mean whose norm is within its limit."""
+    """Return the factor that makes a sum over micro-batches a mean of limited norm."""
     limit = settings.clip_norm
     within = 1.0 if limit is None or norm <= limit else limit / norm
     return within / settings.accumulation

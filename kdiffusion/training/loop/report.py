@@ -1,4 +1,4 @@
-"""What people see of a run: a line of progress, a log, curves, grids of pictures, TensorBoard."""
+"""The report of a run: a line of progress, a log, curves, grids of images, TensorBoard."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from kdiffusion.files import replacing
 LOG = "log.jsonl"
 CURVES = "curves.png"
 
-# Steps whose median says how long a step takes; compilation and saves do not move it.
+# A step is taken to last the median of so many; compilation and saves do not move it.
 _TIMED_STEPS = 50
 _SPEED = "images_per_second"
 
 
 class Report:
-    """The running commentary of a run. What cannot be written is warned of and stops nothing.
+    """The report of a run as it trains; a file that cannot be written is warned of.
 
     Args:
         folder: the run's folder.
-        batch_size: int, pictures of a step.
+        batch_size: int, images of a step.
         log_every: int, steps whose mean figures make a line of the log.
         verbose: bool, whether to print progress.
     """
@@ -50,11 +50,11 @@ class Report:
         self.last: dict[str, Any] = {}
 
     def resume(self, step: int, state: Mapping[str, Any] | None = None) -> None:
-        """Begin after a step; what the log says of later ones is dropped.
+        """Begin after a step, and drop the log's lines of later ones.
 
         Args:
             step: int.
-            state: what `state` was after that step.
+            state: the value of `state` after that step.
         """
         state = state or {"sums": {}, "count": 0, "last": {}}
         self._sums, self._count = dict(state["sums"]), state["count"]
@@ -64,16 +64,16 @@ class Report:
 
     @property
     def state(self) -> dict[str, Any]:
-        """What `resume` needs: the figures since the last line of the log."""
+        """The figures since the last line of the log, for `resume`."""
         return {"sums": self._sums, "count": self._count, "last": self.last}
 
     def step(self, step: int, steps: int, figures: Mapping[str, float], seconds: float) -> None:
-        """Tell of a step that is done.
+        """Report a step that is done.
 
         Args:
             step: int, how many are done.
             steps: int, how many there will be.
-            figures: what is to be averaged.
+            figures: dictionary of the figures to be averaged.
             seconds: float, how long it took.
         """
         self._durations.append(seconds)
@@ -100,14 +100,14 @@ class Report:
         """Print a line of its own."""
         self._print(text, final=True)
 
-    def pictures(self, step: int, pictures: np.ndarray) -> None:
-        """Keep pictures as a grid, `samples/step-00001000.png`.
+    def images(self, step: int, images: np.ndarray) -> None:
+        """Write images as a grid, `samples/step-00001000.png`.
 
         Args:
             step: int.
-            pictures: (n, height, width, 3) uint8.
+            images: (n, height, width, 3) uint8.
         """
-        image = Image.fromarray(grid(pictures))
+        image = Image.fromarray(grid(images))
 
         def write():
             path = self.folder / "samples" / f"step-{step:08d}.png"
@@ -119,7 +119,7 @@ class Report:
         self._write(lambda: self._image_to_tensorboard(step, image))
 
     def close(self) -> None:
-        """Draw the curves and close what is open."""
+        """Plot the curves and close TensorBoard's file."""
         self._write(lambda: plot_curves(self.folder))
         if self._tensorboard is not None:
             self._write(self._tensorboard.close)
@@ -147,7 +147,7 @@ class Report:
         from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
         self._tensorboard = EventFileWriter(str(self.folder / "tensorboard"))
-        # TensorBoard then forgets what a run has told of later steps.
+        # TensorBoard then forgets the events of later steps.
         self._add_event(step + 1, session_log=SessionLog(status=SessionLog.START))
 
     def _to_tensorboard(self, step, entry):
@@ -169,13 +169,13 @@ class Report:
 
         content = BytesIO()
         image.save(content, format="png")
-        picture = Summary.Image(
+        summary = Summary.Image(
             width=image.width,
             height=image.height,
             colorspace=3,
             encoded_image_string=content.getvalue(),
         )
-        self._add_event(step, summary=Summary(value=[Summary.Value(tag="samples", image=picture)]))
+        self._add_event(step, summary=Summary(value=[Summary.Value(tag="samples", image=summary)]))
 
     def _add_event(self, step, **content):
         from tensorboard.compat.proto.event_pb2 import Event
@@ -184,46 +184,46 @@ class Report:
         self._tensorboard.flush()
 
 
-def grid(pictures: np.ndarray) -> np.ndarray:
-    """Lay pictures side by side, in rows of about as many as there are rows.
+def grid(images: np.ndarray) -> np.ndarray:
+    """Lay images side by side, in about as many rows as columns.
 
     Args:
-        pictures: (n, height, width, 3) uint8.
+        images: (n, height, width, 3) uint8.
 
     Returns:
-        (rows * height, columns * width, 3) uint8, black where there are no pictures left.
+        (rows * height, columns * width, 3) uint8, black where no images are left.
     """
-    count, height, width, channels = pictures.shape
+    count, height, width, channels = images.shape
     columns = math.ceil(math.sqrt(count))
     rows = -(-count // columns)
     whole = np.zeros((rows * columns, height, width, channels), np.uint8)
-    whole[:count] = pictures
+    whole[:count] = images
     whole = whole.reshape(rows, columns, height, width, channels)
     return whole.transpose(0, 2, 1, 3, 4).reshape(rows * height, columns * width, channels)
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
-    """The lines of a run's log, without a last one that was cut short.
+    """Read the lines of a run's log, without a last one that was cut short.
 
     Args:
         folder: the run's folder.
 
     Returns:
         One dictionary for each line: `step`, the mean figures since the line before, and
-        `images_per_second`; or what else happened at a step.
+        `images_per_second`; or another event of a step.
     """
     path = folder / LOG
     return list(_entries(path)) if path.exists() else []
 
 
 def plot_curves(folder: Path) -> Path | None:
-    """Draw all figures of a run's log, one panel each, into `curves.png`.
+    """Plot all figures of a run's log, one panel each, as `curves.png`.
 
     Args:
         folder: the run's folder.
 
     Returns:
-        The picture's path, or `None` without matplotlib or figures.
+        The path of the plot, or `None` without matplotlib or figures.
     """
     entries = [entry for entry in read_log(folder) if _SPEED in entry]
     names = list(dict.fromkeys(name for entry in entries for name in entry if name != "step"))
@@ -247,7 +247,7 @@ def plot_curves(folder: Path) -> Path | None:
 
 
 def _progress(entry, steps, left):
-    """One line: how far, the losses, the speed, the time left in seconds."""
+    """Return a line of the step, the losses, the speed and the time left."""
     losses = " ".join(
         f"{name} {value:.4g}" for name, value in entry.items() if name.startswith("loss")
     )
@@ -274,7 +274,7 @@ def _entries(path) -> Iterator[dict[str, Any]]:
 
 
 def _cut(path, step):
-    """Drop the lines of a log that are of later steps."""
+    """Drop the lines of a log of later steps."""
     if not path.exists():
         return
     kept = [entry for entry in _entries(path) if entry["step"] <= step]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-# What may change between two parts of a run: none of it says what is computed.
+# These may change between two parts of a run, because no result depends on them.
 FREE = (
     "accumulation",
     "save_every",
@@ -23,22 +23,22 @@ FREE = (
 
 @dataclass(frozen=True)
 class LoopSettings:
-    """How to train, besides the objective.
+    """The settings of `Loop`.
 
     Args:
         batch_size: int, samples of a step.
-        accumulation: int, micro-batches that a step is cut into to save memory. The draws are the
-            same, and so are the gradients but for rounding.
-        clip_norm: float, the largest norm of a group's gradients together, to which larger ones
-            are scaled; `None` for no limit.
-        ema_decay: float in [0, 1), of the averaged weights, see `ema`; `None` for none.
-        seed: int from 0 to 2**32 - 1, of all draws.
+        accumulation: int, micro-batches that a step is cut into to save memory. The random numbers
+            are the same, and so are the gradients but for rounding.
+        clip_norm: float, the largest norm of all gradients of a group together; larger ones are
+            scaled to it. `None` for no limit.
+        ema_decay: float in [0, 1), of the averaged weights, see `averages`; `None` for none.
+        seed: int from 0 to 2**32 - 1, of all random numbers.
         save_every: int, steps between checkpoints.
         keep: int, how many checkpoints are kept; at least 2, so that one may be damaged.
         log_every: int, steps between lines of the log.
-        sample_every: int, steps between grids of pictures; `None` for none.
-        num_samples: int, pictures of a grid.
-        max_skipped: int, how many steps in a row may have gradients that are NaN or infinite.
+        sample_every: int, steps between grids of images; `None` for none.
+        num_samples: int, images of a grid.
+        max_skipped: int, how many steps in a row may have NaN or infinite gradients.
         jit_compile: bool or `"auto"`, whether to use XLA, see `gradients`.
         verbose: bool, whether to print progress.
 
