@@ -17,6 +17,7 @@ def twins(source):
     return {alias.asname: node.module for node in branch.body for alias in node.names}
 
 
+@pytest.mark.backend
 @pytest.mark.parametrize("name", PACKAGES)
 def test_type_checkers_see_the_names_that_are_imported(name):
     package = importlib.import_module(name)

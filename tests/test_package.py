@@ -34,6 +34,7 @@ def readme_command(name):
     return re.search(rf"^<!-- {name} -->\n```sh\n(.*?)\n```$", README, re.MULTILINE)[1]
 
 
+@pytest.mark.backend
 @pytest.mark.parametrize("name", PUBLIC)
 def test_public_name_has_a_docstring(name):
     value = getattr(kdiffusion, name)
@@ -124,7 +125,7 @@ def test_pyproject_says_only_how_to_build():
 def test_readme_commands_install_this_checkout():
     first, test = readme_command("first command"), readme_command("test command")
     assert first.startswith("pip install . && kdiffusion generate ")
-    assert test == 'pip install ".[test]" && pytest -n 2 --dist loadfile'
+    assert test == 'pip install ".[test]" && pytest -n 2 --dist worksteal'
 
 
 def cli_lines(text):
@@ -159,6 +160,7 @@ def test_every_sampler_is_documented():
     assert [row for row in rows if row not in PAGES["docs/samplers.md"]] == []
 
 
+@pytest.mark.backend
 def test_every_training_setting_is_documented():
     from kdiffusion.training.config import schema
 
@@ -201,6 +203,7 @@ def test_python_examples_compile(name):
         compile(example, name, "exec")
 
 
+@pytest.mark.backend
 def test_readme_example_runs(tmp_path, monkeypatch):
     (example,) = blocks("python")
     assert len([line for line in example.splitlines() if line.strip()]) == 5

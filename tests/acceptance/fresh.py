@@ -27,19 +27,26 @@ print(f"picture {shape[0]}x{shape[1]}, brightness {darkest} to {brightest}, {par
 
 
 @contextlib.contextmanager
+def empty_folder():
+    """Yield an empty folder and the variables of a shell that knows no checkout."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name, "empty")
+        folder.mkdir()
+        private = {"PYTHONPATH", "PYTHONHOME", "KERAS_BACKEND"}
+        yield folder, {key: value for key, value in os.environ.items() if key not in private}
+
+
+@contextlib.contextmanager
 def environment():
-    """An empty folder and the variables of a shell whose virtual environment is fresh.
+    """Yield an empty folder and the variables of a shell whose virtual environment is fresh.
 
     Nothing of the caller's own environment leaks in: no PYTHONPATH, no active environment.
     """
-    with tempfile.TemporaryDirectory() as name:
-        folder, home = Path(name, "empty"), Path(name, "environment")
-        folder.mkdir()
+    with empty_folder() as (folder, variables):
+        home = folder.with_name("environment")
         subprocess.run([sys.executable, "-m", "venv", home], check=True)
-        private = {"PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "KERAS_BACKEND"}
-        variables = {key: value for key, value in os.environ.items() if key not in private}
-        variables |= {"VIRTUAL_ENV": str(home), "PATH": f"{home / 'bin'}:{variables['PATH']}"}
-        yield folder, variables
+        path = f"{home / 'bin'}{os.pathsep}{variables['PATH']}"
+        yield folder, variables | {"VIRTUAL_ENV": str(home), "PATH": path}
 
 
 def shell(command, folder, variables):

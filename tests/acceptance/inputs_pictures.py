@@ -5,7 +5,8 @@ import zlib
 from functools import partial
 from pathlib import Path
 
-sys.path.append(str(Path(__file__).parents[1]))
+TESTS = Path(__file__).parents[1]
+sys.path += [str(TESTS), str(TESTS / "images")]
 
 import numpy as np  # noqa: E402
 from inputs_case import Case  # noqa: E402
@@ -20,8 +21,8 @@ from picture_blocks import (  # noqa: E402
     one_channel,
 )
 from PIL import Image, PngImagePlugin  # noqa: E402
-from test_images import MASKS  # noqa: E402
-from test_pictures import (  # noqa: E402
+from test_conversion import MASKS  # noqa: E402
+from test_reading import (  # noqa: E402
     ARRAYS,
     FAULTS,
     FILES,

@@ -1,23 +1,30 @@
 """The wheel, installed alone in an empty folder: quick help without frameworks, and a picture.
 
-python tests/acceptance/installation.py
+    python tests/acceptance/installation.py [--here]
+
+`--here` takes what is installed in the environment that runs this, in place of a fresh one.
 """
 
+import argparse
 import re
 import shutil
 import sys
 
-from fresh import ROOT, check_picture, environment, shell
+from fresh import ROOT, check_picture, empty_folder, environment, shell
 
 HELP_SECONDS = 0.5
 HEAVY = {"keras", "tensorflow", "jax", "torch"}
 
 
 def main():
-    with environment() as (folder, variables):
-        wheels = folder.with_name("wheels")
-        build_wheel(folder.with_name("sources"), wheels, variables)
-        shell(f"pip install --quiet {wheels}/kdiffusion-*.whl", folder, variables)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--here", action="store_true", help="install nothing")
+    here = parser.parse_args().here
+    with empty_folder() if here else environment() as (folder, variables):
+        if not here:
+            wheels = folder.with_name("wheels")
+            build_wheel(folder.with_name("sources"), wheels, variables)
+            shell(f"pip install --quiet {wheels}/kdiffusion-*.whl", folder, variables)
         seconds = min(shell("kdiffusion --help", folder, variables)[1] for _ in range(5))
         traced = 'python -X importtime "$(command -v kdiffusion)" --help'
         trace, _ = shell(traced, folder, variables)

@@ -19,7 +19,7 @@ from kdiffusion.pipelines.metadata import Parameters, read_parameters
 
 ROOT = Path(__file__).parents[2]
 
-pytestmark = pytest.mark.usefixtures("stand_in")
+pytestmark = [pytest.mark.backend, pytest.mark.usefixtures("stand_in")]
 
 
 def test_picture_is_named_after_prompt_and_seed(capsys):

@@ -15,7 +15,7 @@ from kdiffusion import Guidance, Sampler, cli
 from kdiffusion.cli import files as cli_files
 from kdiffusion.pipelines.metadata import read_parameters
 
-pytestmark = pytest.mark.usefixtures("stand_in")
+pytestmark = [pytest.mark.backend, pytest.mark.usefixtures("stand_in")]
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,8 @@ from PIL import Image
 from kdiffusion import cli
 from kdiffusion.training.loop.report import read_log
 
+pytestmark = pytest.mark.backend
+
 ROOT = Path(__file__).parents[2]
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "white": (255,) * 3}

@@ -11,6 +11,8 @@ import torch
 from kdiffusion import StableDiffusion
 from kdiffusion.weights.random_tiny import RandomSource
 
+pytestmark = pytest.mark.backend
+
 SCHEDULERS = {
     "ddim": diffusers.DDIMScheduler,
     "euler": diffusers.EulerDiscreteScheduler,

@@ -91,6 +91,7 @@ def departs(text, library):
 
 
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.backend
 def test_equals_keras_cv_on_repaired_texts(clip):
     from keras_cv.models.stable_diffusion import SimpleTokenizer as KerasCVTokenizer
 

@@ -33,6 +33,8 @@ from kdiffusion.training.trainers.quantizer import codebook_loss, straight_throu
 from kdiffusion.weights import variables
 from weights_conversion import rows, write
 
+pytestmark = pytest.mark.backend
+
 BAR = 2e-5  # of the largest number that is compared
 SMALL_VGG = PerceptualArchitecture(channels=(8, 12, 16), layers_per_level=(1, 2, 1))
 SMALL_GAN = DiscriminatorArchitecture(channels=8, depth=2)

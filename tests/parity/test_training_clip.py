@@ -20,6 +20,8 @@ from kdiffusion.weights import clip_folder
 from weights_conversion import rows, write
 from weights_conversion.configs import clip_fields
 
+pytestmark = pytest.mark.backend
+
 PIXELS = 32
 TEXT = {
     "vocab_size": 40,

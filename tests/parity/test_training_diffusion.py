@@ -25,7 +25,10 @@ from kdiffusion.training import DiffusionTrainer, Objective, random
 from kdiffusion.training.trainers.diffusion_objective import loss_coefficients, noisy, target
 
 # diffusers' schedulers hand torch tensors to functions of NumPy.
-pytestmark = pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")
+pytestmark = [
+    pytest.mark.backend,
+    pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning"),
+]
 
 PREDICTIONS = {"epsilon": "epsilon", "v": "v_prediction", "sample": "sample"}
 TIMESTEPS = np.arange(1000)

@@ -21,7 +21,7 @@ from weights_conversion import (
     write_index,
     write_scheduler,
 )
-from weights_conversion.configs import autoencoder, clip, scheduler
+from weights_conversion.configs import autoencoder, clip, diffusion_model, scheduler
 from weights_conversion.names import layouts
 
 # diffusers' schedulers hand torch tensors to functions of NumPy.
@@ -449,9 +449,9 @@ def defaults_of(function):
     [
         (
             diffusers.UNet2DConditionModel,
-            configs._UNET_DEFAULTS,
-            configs._UNET_NEUTRAL,
-            configs._UNET_WITHOUT_EFFECT,
+            diffusion_model._UNET_DEFAULTS,
+            diffusion_model._UNET_NEUTRAL,
+            diffusion_model._UNET_WITHOUT_EFFECT,
         ),
         *(
             (

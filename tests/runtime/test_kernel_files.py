@@ -6,6 +6,7 @@ import subprocess
 import sys
 import zipfile
 from types import SimpleNamespace
+from typing import NamedTuple
 
 import pytest
 
@@ -34,45 +35,58 @@ print(os.environ.get("TF_XLA_FLAGS"), [text.startswith(b"key {") for text in ker
 """
 
 
-@pytest.fixture
-def run(tmp_path):
-    """Run the child; tell what it printed last, and the errors that it logged."""
+class Run(NamedTuple):
+    """Facts about a child: its last line, the errors that it logged, the kernels kept after it."""
 
-    def call(**variables):
-        folder = str(tmp_path / "programs")
-        own = {cache_folder.VARIABLE: folder, "TMPDIR": str(tmp_path), "TF_CPP_MIN_LOG_LEVEL": "2"}
+    printed: str
+    errors: list[str]
+    kernels: dict[str, str]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Three processes, one after the other, that share a folder of programs.
+
+    The first one's TensorFlow keeps no kernels, so what it writes is a graph without them.
+    """
+    folder = tmp_path_factory.mktemp("processes")
+
+    def run(**variables):
+        own = {cache_folder.VARIABLE: str(folder / "programs"), "TMPDIR": str(folder)}
+        variables = os.environ | own | {"TF_CPP_MIN_LOG_LEVEL": "2"} | variables
         command = [sys.executable, "-c", CHILD]
-        variables = os.environ | own | variables
         done = subprocess.run(command, env=variables, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         errors = [line for line in done.stderr.splitlines() if "proto" in line]
-        return done.stdout.splitlines()[-1], errors
+        (path,) = (folder / "programs").glob("*.graph")
+        with zipfile.ZipFile(path) as file:
+            kernels = json.loads(file.read("kernels.json"))
+        return Run(done.stdout.splitlines()[-1], errors, kernels)
 
-    return call
-
-
-def kernels_in(folder):
-    (path,) = folder.glob("*.graph")
-    with zipfile.ZipFile(path) as file:
-        return json.loads(file.read("kernels.json"))
-
-
-def test_a_kernel_is_compiled_in_the_first_process_only(run, tmp_path):
-    """What TensorFlow writes is binary; what it was given, and found, is text."""
-    flags = "--tf_xla_min_cluster_size=5"  # those of others stay
-    assert run(TF_XLA_FLAGS=flags) == (f"{flags} [False]", [])
-    kernels = kernels_in(tmp_path / "programs")
-    assert len(kernels) == 1
-    assert run() == ("None [True]", [])
-    assert kernels_in(tmp_path / "programs") == kernels
-    assert [path.name for path in tmp_path.iterdir()] == ["programs"]  # processes leave nothing
+    flags = ("--tf_xla_persistent_cache_directory=", FLAGS)
+    found = [*(run(TF_XLA_FLAGS=flag) for flag in flags), run()]
+    assert [path.name for path in folder.iterdir()] == ["programs"]  # processes leave nothing
+    return found
 
 
-def test_a_graph_without_kernels_gets_them(run, tmp_path):
-    assert run(TF_XLA_FLAGS="--tf_xla_persistent_cache_directory=")[0].endswith("[]")
-    assert kernels_in(tmp_path / "programs") == {}
-    assert run() == ("None [False]", [])
-    assert len(kernels_in(tmp_path / "programs")) == 1
+FLAGS = "--tf_xla_min_cluster_size=5"
+
+
+def test_where_tensorflow_keeps_kernels_itself_there_are_none(runs):
+    assert runs[0].printed.endswith("[]")
+    assert runs[0].kernels == {}
+
+
+def test_a_graph_without_kernels_gets_them(runs):
+    """What TensorFlow writes is binary; the flags of others stay."""
+    assert (runs[1].printed, runs[1].errors) == (f"{FLAGS} [False]", [])
+    assert len(runs[1].kernels) == 1
+
+
+def test_a_kernel_is_compiled_in_one_process_only(runs):
+    """What TensorFlow was given, and found, is text."""
+    assert (runs[2].printed, runs[2].errors) == ("None [True]", [])
+    assert runs[2].kernels == runs[1].kernels
 
 
 def test_other_files_are_no_kernels(tmp_path, monkeypatch):

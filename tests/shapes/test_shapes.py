@@ -1,13 +1,7 @@
-"""The model in the package, beside what diffusers draws with it.
-
-`acceptance/shapes_diffusers.py --golden` made `golden/shapes.npz`.
-"""
+"""The model in the package, which `acceptance/shapes_diffusers.py` compares with diffusers."""
 
 import json
 from pathlib import Path
-
-import numpy as np
-import pytest
 
 import kdiffusion
 from kdiffusion import StableDiffusion
@@ -15,25 +9,13 @@ from kdiffusion.shapes.data import evaluation_scenes
 from kdiffusion.shapes.detector import judge
 
 FOLDER = Path(kdiffusion.__file__).parent / "shapes" / "model"
-GOLDEN = Path(__file__).parents[1] / "golden" / "shapes.npz"
-SCENES = evaluation_scenes("held-out templates", 4)
 
 
-@pytest.fixture(scope="module")
-def pictures():
+def test_it_draws_what_it_is_told():
+    (scene,) = evaluation_scenes("held-out templates", 1)
     model = StableDiffusion.from_preset("shapes")
-    return model.text_to_image([scene.caption for scene in SCENES], num_steps=20, seed=0, verbose=0)
-
-
-def test_it_draws_what_diffusers_draws(pictures):
-    with np.load(GOLDEN) as file:
-        difference = np.abs(np.subtract(pictures, file["pictures"], dtype=np.int32))
-    assert difference.max() <= 2
-
-
-def test_it_draws_what_it_is_told(pictures):
-    for picture, scene in zip(pictures, SCENES):
-        assert judge(picture, scene.description)["all"], scene.caption
+    (picture,) = model.text_to_image(scene.caption, num_steps=8, seed=0, verbose=0)
+    assert judge(picture, scene.description)["all"], scene.caption
 
 
 def test_it_is_small_and_says_what_it_is():

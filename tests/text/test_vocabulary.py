@@ -280,6 +280,7 @@ def fetch(tmp_path, url, sha256):
     return subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True)
 
 
+@pytest.mark.backend  # Keras fetches it
 def test_the_vocabulary_is_fetched_once_and_verified(tmp_path, server):
     folder, address, requests = server
     content = write_bpe(folder / "bpe.gz").read_bytes()
