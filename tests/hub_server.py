@@ -115,7 +115,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
 
     def what(self):
-        """Which kind of request this is, and of which file."""
+        """Return the kind of this request, and the file."""
         path = urllib.parse.unquote(urllib.parse.urlsplit(self.path).path)
         if path.startswith("/cdn/"):
             return "cdn", path.removeprefix("/cdn/")

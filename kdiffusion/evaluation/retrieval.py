@@ -1,4 +1,4 @@
-"""How well CLIP matches pictures and texts: retrieval and zero-shot classification, in NumPy.
+"""Measure how CLIP matches images and texts: retrieval and zero-shot classification, in NumPy.
 
 Vectors are those of `CLIPTrainer.encode_images` and `CLIPTrainer.encode_text`: of unit length, so
 their products are cosines.

@@ -373,13 +373,9 @@ class SimpleTokenizer:
         Args:
             folder: path of the folder, which is made if it does not exist.
         """
+        added = tuple(self._added.values())
         content = files.FolderVocabulary(
-            ids=self.encoder,
-            merges=self.merges,
-            added=tuple(self._added.values()),
-            pad_id=self.pad_id,
-            unknown_id=self.unknown_id,
-            max_length=self.max_length,
+            self.encoder, self.merges, added, self.pad_id, self.unknown_id, self.max_length
         )
         files.write_folder(Path(folder), content)
 

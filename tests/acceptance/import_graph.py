@@ -1,4 +1,4 @@
-"""Which modules a file imports, itself and through others, read from the sources alone."""
+"""The modules that a file imports, itself and through others, read from the sources alone."""
 
 import ast
 from collections.abc import Iterable, Iterator

@@ -53,7 +53,7 @@ def row(name, expected, got, verdict):
 
 
 def check(case):
-    """What came of a case, and what is wrong with it, if anything."""
+    """Return the outcome of a case, and what is wrong with it, if anything."""
     memory = reset_peak_memory()
     start = time.monotonic(), time.process_time()
     with warnings.catch_warnings(record=True) as caught:

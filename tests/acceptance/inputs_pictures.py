@@ -49,7 +49,7 @@ def picture_cases(model):
     repaint = partial(model.inpaint, prompt="a cat", **settings)
 
     def both(picture, **size):
-        """What both methods that read a picture make of it."""
+        """Return the outcome of both methods that read an image."""
         decoded = model.decode(model.encode_image(picture, **size))
         return np.concatenate([redraw(picture, **size), decoded])
 

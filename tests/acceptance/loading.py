@@ -114,7 +114,7 @@ def measure(path, dtype):
 
 
 def child(path, dtype):
-    """What the fresh process does: imports, then loads, then looks at what it has."""
+    """Import, load, and look at the result, in a fresh process."""
     import keras
     import numpy as np
 

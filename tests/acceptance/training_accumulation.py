@@ -62,7 +62,7 @@ def train(trainer, data, accumulation, jit_compile, steps):
 
 
 def compare(whole, parts):
-    """How far the weights have moved, and how far the two runs have come apart."""
+    """Return how far the weights have moved, and how far the two runs have come apart."""
     moved = max(np.abs(a - b).max() for a, b in zip(whole[0], whole[1]))
     pairs = [pair for kind in (1, 2) for pair in zip(whole[kind], parts[kind])]
     return moved, max(np.abs(a - b).max() for a, b in pairs)

@@ -243,7 +243,7 @@ def remade(halves, pictures):
 
 
 def report_asked(name, drawn, pictures):
-    """Whether each picture that was asked for came back."""
+    """Tell if each image that was asked for came back."""
     decibels = psnr(drawn[:, None], pictures[None])
     right = decibels.argmax(axis=1) == np.arange(len(pictures))
     own = np.diag(decibels)
@@ -257,7 +257,7 @@ def report_asked(name, drawn, pictures):
 
 
 def report_free(name, drawn, pictures):
-    """Whether what was drawn without asking is one of the pictures, and not always the same."""
+    """Tell if images generated without asking are training images, and not all the same."""
     decibels = psnr(drawn[:, None], pictures[None])
     nearest = decibels.max(axis=1)
     kinds = len(set(decibels.argmax(axis=1)))

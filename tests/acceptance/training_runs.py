@@ -201,7 +201,7 @@ def arrays(folder):
 
 
 def differing(first, second):
-    """How many arrays are not bit-equal."""
+    """Count the arrays that are not bit-equal."""
     (step, one), (other_step, two) = first, second
     if step != other_step or one.keys() != two.keys():
         return max(len(one), len(two))

@@ -1,4 +1,4 @@
-"""What diffusion models are trained for, against diffusers; and what was trained, read there."""
+"""Targets of diffusion models against diffusers, and trained models read there."""
 
 import diffusers
 import keras

@@ -251,7 +251,7 @@ def test_rows_cover_the_full_size_state_dict(case):
 
 @pytest.mark.parametrize("case", TINY)
 def test_there_and_back(tmp_path, case):
-    """What they save is read, what is written from it they load: the same values, all of them."""
+    """Read what they save, and let them load what is written from it: all values are the same."""
     model = made(*TINY[case])
     model.save_pretrained(tmp_path / "theirs")
     folder = DiffusersFolder(tmp_path)

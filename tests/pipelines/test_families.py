@@ -1,4 +1,4 @@
-"""What all families of models share: files, names, dtypes, sizes and gradients."""
+"""All families of models: files, names, dtypes, sizes and gradients."""
 
 import keras
 import numpy as np

@@ -1,4 +1,4 @@
-"""How to draw, as the user says it."""
+"""The settings of a call."""
 
 import warnings
 

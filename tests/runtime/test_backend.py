@@ -1,4 +1,4 @@
-"""What TensorFlow and JAX are asked for at the start."""
+"""Requests to TensorFlow and JAX at the start."""
 
 import re
 import subprocess

@@ -1,4 +1,4 @@
-"""Where compiled programs are kept: what the variable says, and that no folder can fail a run."""
+"""The folder of compiled programs: its variable, and that no folder can fail a run."""
 
 import os
 import subprocess

@@ -78,13 +78,13 @@ def test_where_tensorflow_keeps_kernels_itself_there_are_none(runs):
 
 
 def test_a_graph_without_kernels_gets_them(runs):
-    """What TensorFlow writes is binary; the flags of others stay."""
+    """TensorFlow writes binary files; the flags of others stay."""
     assert (runs[1].printed, runs[1].errors) == (f"{FLAGS} [False]", [])
     assert len(runs[1].kernels) == 1
 
 
 def test_a_kernel_is_compiled_in_one_process_only(runs):
-    """What TensorFlow was given, and found, is text."""
+    """TensorFlow was given text, and found it."""
     assert (runs[2].printed, runs[2].errors) == ("None [True]", [])
     assert runs[2].kernels == runs[1].kernels
 

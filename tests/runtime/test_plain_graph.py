@@ -33,7 +33,7 @@ def folder(tmp_path, monkeypatch):
 
 @pytest.fixture
 def count(monkeypatch):
-    """How many functions were traced, as the length of a list."""
+    """Return a list as long as there were traced functions."""
     functions, genuine = [], plain_graph.traced
 
     @functools.wraps(genuine)  # else it would be code of others, and nothing would be kept

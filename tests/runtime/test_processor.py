@@ -1,4 +1,4 @@
-"""What is said of processors that compute something slowly, and what TensorFlow is asked for."""
+"""Warnings about slow processors, and requests to TensorFlow."""
 
 import os
 import subprocess
@@ -49,7 +49,7 @@ def test_tensorflow_without_onednn_is_warned_of(tmp_path, monkeypatch, flags, ch
 
 
 def asked_of_tensorflow(code, **variables):
-    """What the environment says of oneDNN after a program."""
+    """Return the environment's setting of oneDNN after a program."""
     code = f"import os, sys, types\n{code}\nprint(os.environ.get('TF_ENABLE_ONEDNN_OPTS'))"
     environment = {k: v for k, v in os.environ.items() if k != "TF_ENABLE_ONEDNN_OPTS"}
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""How plain TensorFlow graphs are run."""
+"""Plain TensorFlow graphs and the functions inside them."""
 
 import numpy as np
 import pytest

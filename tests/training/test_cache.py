@@ -24,7 +24,7 @@ CAPTIONS = ["a rose", "a tulip", "a rose", "", "a fern"]
 
 @pytest.fixture(autouse=True)
 def plain_graphs(monkeypatch):
-    """Where there are any, because compiling takes longer than all else here."""
+    """Plain graphs where there are any: compiling takes longer than all else here."""
     monkeypatch.setattr(cache.programs, "use_jit", lambda *_: False)
 
 

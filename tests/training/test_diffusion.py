@@ -209,7 +209,7 @@ def test_latents_are_drawn_anew_at_each_step():
 
 
 def dropped(trainer, batch, count=400):
-    """What the network is given instead of its conditions, sample by sample."""
+    """Return the network's inputs in place of its conditions, sample by sample."""
     index = np.arange(count, dtype="int32")
 
     def uniform(shape, purpose):

@@ -1,4 +1,4 @@
-"""What diffusion models are trained for: by hand, and by what the terms mean."""
+"""Targets and weights of diffusion models: by hand, and by the meaning of the terms."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""How a codebook learns, by hand numbers."""
+"""The codebook's losses, by hand numbers."""
 
 import numpy as np
 import pytest

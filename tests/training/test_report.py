@@ -1,4 +1,4 @@
-"""What a run tells: its log, its progress, its curves and grids."""
+"""The reports of a run: its log, its progress, its curves and grids."""
 
 import json
 
