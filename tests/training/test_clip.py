@@ -156,8 +156,8 @@ def test_losses_use_the_networks_the_temperature_and_the_matches():
 def test_a_match_of_the_batch_is_found_by_any_of_its_copies():
     same = np.array([[1, 1, 0], [1, 1, 0], [0, 0, 1]], bool)
     logits = np.array([[1, 3, 2], [5, 1, 2], [2, 1, 2]], "float32")
-    np.testing.assert_array_equal(numpy(clip._finds_match(logits, same)), [1, 1, 0])
-    np.testing.assert_array_equal(numpy(clip._finds_match(logits * np.nan, same)), [0, 0, 0])
+    np.testing.assert_array_equal(numpy(clip.finds_match(logits, same)), [1, 1, 0])
+    np.testing.assert_array_equal(numpy(clip.finds_match(logits * np.nan, same)), [0, 0, 0])
 
 
 def test_unit_vectors():
@@ -244,11 +244,12 @@ def test_only_matrices_are_decayed():
 
 
 def test_a_loss_scale_is_looked_through():
-    inner = keras.optimizers.AdamW(weight_decay=0.5)
+    inner = keras.optimizers.AdamW(0.1, weight_decay=0.5)
     wrapped = keras.optimizers.LossScaleOptimizer(inner)
     trainer = made()
     assert exclude_from_decay(wrapped, trainer) is wrapped
-    assert not inner._use_weight_decay(trainer.logit_scale)
+    inner.apply([ops.zeros(())], [trainer.logit_scale])
+    assert float(trainer.logit_scale.value) == pytest.approx(clip.INITIAL_LOGIT_SCALE)
 
 
 # ── learning ──────────────────────────────────────────────────────────────────────────────────

@@ -37,6 +37,7 @@ from kdiffusion.training.trainers.diffusion_objective import (
     noisy,
     squared_error,
     target,
+    timesteps,
 )
 
 # As few layers as there are kinds of them: building and compiling is what takes time here.
@@ -145,16 +146,17 @@ def test_every_run_and_step_draws_anew(change):
 
 @pytest.mark.parametrize("stratified, widest", [(True, 0.05), (False, 0.5)])
 def test_timesteps_are_whole_and_uniform_and_spread_if_stratified(stratified, widest):
-    objective = Objective(stratified=stratified)
-    trainer = DiffusionTrainer(shared_network(), SCHEDULE, objective=objective)
     index = np.arange(64, dtype="int32")
-    timesteps = np.stack(
-        [ops.convert_to_numpy(trainer._level(0, step, index)[0]) for step in range(50)]
+    drawn = np.stack(
+        [
+            ops.convert_to_numpy(timesteps(0, step, index, SCHEDULE.num_timesteps, stratified))
+            for step in range(50)
+        ]
     )
-    assert timesteps.dtype == np.int32
-    assert timesteps.min() < 10 and 990 < timesteps.max() < 1000
-    assert abs(timesteps.mean() - 499.5) < 30
-    gaps = np.diff(np.sort(timesteps, axis=1), axis=1) / 1000
+    assert drawn.dtype == np.int32
+    assert drawn.min() < 10 and 990 < drawn.max() < 1000
+    assert abs(drawn.mean() - 499.5) < 30
+    gaps = np.diff(np.sort(drawn, axis=1), axis=1) / 1000
     assert gaps.max() < widest
     assert (gaps.max() > 0.05) != stratified
 
@@ -193,7 +195,7 @@ def test_latents_are_drawn_anew_at_each_step():
     mean, logvar = random(1, 4, 4, 4), np.full((1, 4, 4, 4), -1.0, "float32")
     drawn = [
         ops.convert_to_numpy(
-            trainer._latents(
+            trainer.latents(
                 {"mean": mean, "logvar": logvar},
                 lambda shape, purpose: draws.normal(0, step, np.zeros(1, "int32"), shape, purpose),
             )
@@ -215,7 +217,7 @@ def dropped(trainer, batch, count=400):
     def uniform(shape, purpose):
         return draws.uniform(0, 0, index, shape, purpose)
 
-    conditions = trainer._conditions(batch, uniform)
+    conditions = trainer.conditions(batch, uniform)
     return {name: ops.convert_to_numpy(value) for name, value in conditions.items()}
 
 
@@ -379,7 +381,8 @@ def test_what_is_cached_is_not_loaded():
     model = stable_diffusion()
     trainer = DiffusionTrainer.from_model(model, cached=("latents", "context"))
     assert (trainer.image_encoder, trainer.text_encoder) == (None, None)
-    assert (model._image_encoder, model._text_encoder) == (None, None)
+    parts = model.components()
+    assert [parts[name].loaded(model) for name in ("image_encoder", "text_encoder")] == [None] * 2
     batch = {"context": random(2, 5, 8), "mean": random(2, 8, 8, 4), "logvar": random(2, 8, 8, 4)}
     assert losses(trainer, batch)[0].shape == (2,)
     with pytest.raises(ValueError, match="'latents' and 'context'.*'text'"):

@@ -7,7 +7,7 @@ they are arguments whose memory the results take over.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import keras
@@ -151,7 +151,7 @@ class _TensorFlowPrograms:
         shared = [v for v in optimizer.variables if len(v.shape) == 0]
         start = [ops.copy(v.value) for v in shared]
         before: list[Any] = []
-        for chunk in _chunks(rows):
+        for chunk in chunks(rows):
             variables, gradients, averages = zip(*chunk)
             with tf.control_dependencies(before):
                 for variable, value in zip(shared, start if before else ()):
@@ -245,7 +245,7 @@ def _by_group(groups, averages):
     return {name: [next(rest, None) for _ in group] for name, group in groups.items()}
 
 
-def _chunks(rows):
+def chunks(rows: Iterable[tuple]) -> Iterator[list[tuple]]:
     """Yield rows of (variable, ...) in chunks of limited size, small variables in the last."""
     small: list[Any] = []
     chunk: list[Any] = []

@@ -40,11 +40,11 @@ LATENT_SCALES = ("global", "channel", "keep")
 
 @dataclass(frozen=True)
 class AutoencoderObjective:
-    """How the losses of an autoencoder are weighted; the defaults are those of LDM-KL.
+    """The weights of an autoencoder's losses; the defaults are those of LDM-KL.
 
-    With a KL penalty the picture's loss is summed over its numbers and the penalty over the
-    latents'; with a codebook all are means. So `kl_weight` does not depend on the picture's size,
-    and the other weights mean the same in both.
+    With a KL penalty, the loss of reconstruction is a sum over the numbers of the image, and the
+    penalty one over those of the latents. With a codebook, all losses are means. So `kl_weight`
+    does not depend on the size of images, and the other weights mean the same in both.
 
     Args:
         pixel: `"l1"`, absolute, or `"l2"`, squared differences of pixels.
@@ -53,11 +53,11 @@ class AutoencoderObjective:
         codebook_weight: float, of `quantizer.codebook_loss`.
         commitment: float, see `quantizer.codebook_loss`.
         legacy: bool, see `quantizer.codebook_loss`.
-        adversarial_weight: float, of the discriminator's opinion beside the adaptive weight; LDM's
-            is 0.5 with a KL penalty and 0.75 with a codebook.
-        disc_start: int, the step at which the discriminator starts.
-        disc_warmup: int, steps that it learns before its opinion counts. An untrained
-            discriminator's gradient, scaled up by the adaptive weight, can ruin what was learned.
+        adversarial_weight: float, of the adversarial loss, times the adaptive weight; LDM's is 0.5
+            with a KL penalty and 0.75 with a codebook.
+        disc_start: int, the step at which the discriminator starts to learn.
+        disc_warmup: int, steps that it learns before the adversarial loss counts. An untrained
+            discriminator's gradient, scaled up by the adaptive weight, can spoil the autoencoder.
 
     Raises:
         ValueError: If a value is out of range.
@@ -82,29 +82,29 @@ class AutoencoderObjective:
 
 
 class AutoencoderTrainer(PartTrainer):
-    """Trains an image encoder and an image decoder (Esser et al. 2021; Rombach et al. 2022).
+    """A trainer of an image encoder and an image decoder (Esser et al. 2021; Rombach et al. 2022).
 
-    Whether there is a KL penalty or a codebook is the architecture's `codebook_size`. Pictures are
-    compared pixel by pixel, by a perceptual network, and by a discriminator that is trained beside
-    them; both are left out if they are not given.
+    The architecture's `codebook_size` decides between a KL penalty and a codebook. Images are
+    compared pixel by pixel, by a perceptual network, and by a discriminator that is trained at the
+    same time; the last two are optional.
 
     With a discriminator there are two groups of variables, `"autoencoder"` and `"discriminator"`,
-    and both losses come from one forward pass. Neither has a gradient to the other's variables, so
-    one optimizer for both is two that are alike; a dictionary of optimizers by group makes them
-    differ, here and in `Loop`. The discriminator sees the batch as a whole, so a loss is no mean
-    of its samples' losses and `Loop` refuses to accumulate.
+    and both losses come from one forward pass. Neither loss has a gradient to the other group's
+    variables. One optimizer serves both groups as two of its kind; a dictionary of optimizers by
+    group makes them differ, here and in `Loop`. The discriminator normalizes over the whole batch,
+    so its loss is no mean of its samples' losses, and `Loop` refuses to accumulate.
 
     Args:
         image_encoder: `ImageEncoder`.
         image_decoder: `ImageDecoder` of the same architecture.
-        perceptual: function of two batches of pictures, (batch, height, width, 3) in [-1, 1], to
-            their distances (batch,), such as `Perceptual`. A Keras model's weights stay as they
-            are.
-        discriminator: `Discriminator`, or any model of pictures to logits that keeps no statistics.
+        perceptual: function of two batches of images, (batch, height, width, 3) in [-1, 1], to
+            their distances (batch,), such as `Perceptual`. The weights of a Keras model stay
+            fixed.
+        discriminator: `Discriminator`, or any model from images to logits that keeps no statistics.
         objective: `AutoencoderObjective`.
         latent_scale: how the latents are scaled when they are saved: `"global"`, by one number,
-            `"channel"`, by one for each channel, measured over the pictures that `prepare` takes;
-            or `"keep"`, by what the encoder's architecture says.
+            `"channel"`, by one for each channel, measured over the images that `prepare` takes;
+            or `"keep"`, by the numbers of the encoder's architecture.
         seed, name: see `Trainer`.
 
     Raises:
@@ -117,8 +117,8 @@ class AutoencoderTrainer(PartTrainer):
         ImageEncoder(), ImageDecoder(), perceptual=perceptual, discriminator=Discriminator()
     )
     trainer.compile(keras.optimizers.Adam(4.5e-6 * 12, beta_1=0.5, beta_2=0.9))
-    trainer.fit({"images": pictures}, batch_size=12)
-    trainer.prepare(pictures)
+    trainer.fit({"images": images}, batch_size=12)
+    trainer.prepare(images)
     trainer.save("autoencoder")
     ```
     """
@@ -151,7 +151,7 @@ class AutoencoderTrainer(PartTrainer):
         self.separable = discriminator is None
         self._sample: np.ndarray | None = None
 
-    # Cached, not set: Keras would list them beside the networks that they are parts of.
+    # These are cached, not set, because Keras would list them beside the networks that hold them.
     @functools.cached_property
     def _codebook(self) -> Any:
         has_codebook = self.image_decoder.architecture.codebook_size is not None
@@ -195,7 +195,7 @@ class AutoencoderTrainer(PartTrainer):
             settings: see `Trainer.compile`.
 
         Raises:
-            ValueError: For what `fit` would do wrongly or not at all.
+            ValueError: For settings that `fit` would treat wrongly or not at all.
         """
         if isinstance(optimizer, Mapping):
             optimizer = GroupOptimizer(optimizer, self.groups)
@@ -205,24 +205,24 @@ class AutoencoderTrainer(PartTrainer):
         """See `Trainer.losses`.
 
         The figures are the terms before they are weighted, the peak signal-to-noise ratio of the
-        reconstructions in dB, and the mean logits of both kinds of pictures.
+        reconstructions in dB, and the mean logits of images and of reconstructions.
         """
         if "images" not in batch:
             raise ValueError(f"A batch needs `images`. Received: a batch of {sorted(batch)}.")
-        pictures = ops.cast(batch["images"], "float32")
-        start, penalty, figures = self._code(pictures, key, step, sample_index(batch))
+        images = ops.cast(batch["images"], "float32")
+        start, penalty, figures = self._code(images, key, step, sample_index(batch))
         features = self._features(start)
-        reconstruction = self._picture(features, self._last.kernel)
-        loss, terms = self._difference(pictures, reconstruction)
-        figures = {"psnr": _psnr(pictures, reconstruction), **terms, **figures}
+        reconstruction = self._image(features, self._last.kernel)
+        loss, terms = self._difference(images, reconstruction)
+        figures = {"psnr": _psnr(images, reconstruction), **terms, **figures}
         if self.discriminator is None:
             return {"autoencoder": loss + penalty}, figures
         fake = self._logits(reconstruction)
-        real, seen = map(self.discriminator, (pictures, ops.stop_gradient(reconstruction)))
+        real, seen = map(self.discriminator, (images, ops.stop_gradient(reconstruction)))
         terms = {
             "generator": generator_loss(fake),
             "hinge": hinge_loss(real, seen),
-            "adversarial_weight": self._adversarial_weight(pictures, features, step),
+            "adversarial_weight": self._adversarial_weight(images, features, step),
             "logits_real": ops.mean(real, axis=(1, 2, 3)),
             "logits_fake": ops.mean(fake, axis=(1, 2, 3)),
         }
@@ -233,26 +233,26 @@ class AutoencoderTrainer(PartTrainer):
         return losses, {**figures, **terms}
 
     def prepare(self, data: Any, count: int = 64) -> None:
-        """Keep pictures that `samples` shows and whose latents `save` measures the scale of.
+        """Keep images for `samples` to show, and for `save` to measure the latent scale.
 
         Args:
-            data: what `Loop` trains on, such as `Data`; or an array of pictures, (n, height,
-                width, 3) float32 in [-1, 1].
-            count: int, how many pictures to keep.
+            data: the data of `Loop`, such as `Data`; or an array of images, (n, height, width, 3)
+                float32 in [-1, 1].
+            count: int, how many images to keep.
 
         Raises:
             ValueError: If there are none.
         """
-        pictures = data[:count] if isinstance(data, np.ndarray) else data.batch(0, count)["images"]
-        if not len(pictures):
-            raise ValueError("`data` must hold at least one picture. Received: none")
-        self._sample = np.asarray(pictures, np.float32)
+        images = data[:count] if isinstance(data, np.ndarray) else data.batch(0, count)["images"]
+        if not len(images):
+            raise ValueError("`data` must hold at least one image. Received: none")
+        self._sample = np.asarray(images, np.float32)
 
     def samples(self, count: int) -> np.ndarray | None:
-        """Pictures that `prepare` has kept, each followed by its reconstruction.
+        """Return the images that `prepare` has kept, each followed by its reconstruction.
 
         Args:
-            count: int, how many pictures and reconstructions together.
+            count: int, how many images and reconstructions together.
 
         Returns:
             (count, height, width, 3) uint8 or fewer; `None` without `prepare`.
@@ -260,23 +260,23 @@ class AutoencoderTrainer(PartTrainer):
         if self._sample is None:
             return None
         shown = []
-        for picture in self._sample[: (count + 1) // 2, None]:
-            latents = self.image_encoder(picture)["mean"]
+        for image in self._sample[: (count + 1) // 2, None]:
+            latents = self.image_encoder(image)["mean"]
             reconstruction = ops.cast(self.image_decoder(latents), "float32")
-            shown += [picture, ops.convert_to_numpy(reconstruction)]
+            shown += [image, ops.convert_to_numpy(reconstruction)]
         return to_uint8(np.concatenate(shown[:count]))
 
     def scaled(self) -> tuple[ImageEncoder, ImageDecoder]:
-        """The image encoder and decoder as they are saved: with the measured latent scale.
+        """Return the image encoder and decoder as they are saved: with the measured latent scale.
 
         Raises:
-            ValueError: If there are no pictures to measure it over.
+            ValueError: If there are no images to measure it over.
         """
         if self.latent_scale == "keep":
             return self.image_encoder, self.image_decoder
         if self._sample is None:
             raise ValueError(
-                "The latent scale is measured over pictures, and there are none. Call "
+                "The latent scale is measured over images, and there are none. Call "
                 "`prepare(data)` first, or make the trainer with latent_scale='keep'."
             )
         scale, shift = measure(self.image_encoder, self._sample, self.latent_scale == "channel")
@@ -289,17 +289,17 @@ class AutoencoderTrainer(PartTrainer):
             folder: path of a folder that does not exist, or is empty.
 
         Raises:
-            ValueError: If the folder exists already, there are no pictures to measure the latent
+            ValueError: If the folder exists already, there are no images to measure the latent
                 scale over, or diffusers has no autoencoder like this one.
         """
         encoder, decoder = self.scaled()
         size = None if self._sample is None else self._sample.shape[1:3]
         save(folder, {"image_encoder": encoder, "image_decoder": decoder}, size=size)
 
-    def _code(self, pictures, key, step, index):
-        """What the decoder starts from, the penalty on the code, (batch,), and figures."""
+    def _code(self, images, key, step, index):
+        """Compute the decoder's input, the penalty on the code, (batch,), and figures."""
         objective = self.objective
-        mean, logvar = code(self.image_encoder, pictures)
+        mean, logvar = code(self.image_encoder, images)
         if self._codebook is None:
             noise = random.normal(key, step, index, mean.shape[1:], random.POSTERIOR)
             divergence = 0.5 * ops.square(mean) + 0.5 * (ops.exp(logvar) - 1.0 - logvar)
@@ -312,42 +312,42 @@ class AutoencoderTrainer(PartTrainer):
         figures = {"codebook": loss, "perplexity": perplexity(chosen, self._codebook.size)}
         return straight_through(mean, vectors), objective.codebook_weight * loss, figures
 
-    def _picture(self, features, kernel):
-        """The decoder's last layer, as a function of its kernel."""
+    def _image(self, features, kernel):
+        """Compute the decoder's last layer as a function of its kernel."""
         kernel = ops.cast(kernel, features.dtype)
         x = ops.conv(features, kernel, padding="same", data_format="channels_last")
         return ops.cast(x, "float32") + ops.cast(self._last.bias, "float32")
 
-    def _difference(self, pictures, reconstruction):
-        """The loss of reconstruction, (batch,), and its terms."""
-        error = pictures - reconstruction
+    def _difference(self, images, reconstruction):
+        """Compute the loss of reconstruction, (batch,), and its terms."""
+        error = images - reconstruction
         error = ops.abs(error) if self.objective.pixel == "l1" else ops.square(error)
         terms = {"pixel": ops.mean(error, axis=(1, 2, 3))}
         loss = terms["pixel"]
         if self.perceptual is not None:
-            distance = ops.cast(self.perceptual(pictures, reconstruction), "float32")
+            distance = ops.cast(self.perceptual(images, reconstruction), "float32")
             terms["perceptual"] = ops.reshape(distance, (-1,))
             loss = loss + self.objective.perceptual_weight * terms["perceptual"]
         if self._codebook is None:
-            loss = loss * math.prod(pictures.shape[1:])
+            loss = loss * math.prod(images.shape[1:])
         return loss, terms
 
-    def _logits(self, pictures):
-        """Logits of pictures, without a gradient to the discriminator's variables."""
+    def _logits(self, images):
+        """Compute the discriminator's logits without a gradient to its variables."""
         model: Any = self.discriminator
         fixed = [ops.stop_gradient(ops.convert_to_tensor(value)) for value in model.variables]
         with backend.with_weights(model, fixed):
-            return model(pictures)
+            return model(images)
 
-    def _adversarial_weight(self, pictures, features, step):
-        """How much the discriminator's opinion counts, ()."""
+    def _adversarial_weight(self, images, features, step):
+        """Compute the weight of the adversarial loss, ()."""
         features = ops.stop_gradient(features)
 
         def reconstruction(kernel):
-            return ops.mean(self._difference(pictures, self._picture(features, kernel))[0])
+            return ops.mean(self._difference(images, self._image(features, kernel))[0])
 
         def generator(kernel):
-            return ops.mean(generator_loss(self._logits(self._picture(features, kernel))))
+            return ops.mean(generator_loss(self._logits(self._image(features, kernel))))
 
         weight = adaptive_weight(reconstruction, generator, ops.cast(self._last.kernel, "float32"))
         objective = self.objective
@@ -380,17 +380,17 @@ def check_latent_scale(latent_scale: str, architecture: AutoencoderArchitecture 
 
 
 def _name(part):
-    """The name of a function, or of an object's class."""
+    """Return the name of a function, or of an object's class."""
     return getattr(part, "__name__", type(part).__name__)
 
 
 def _from(start, step):
-    """1 from a step on, before it 0."""
+    """Return 1 from a step on, 0 before it."""
     return ops.cast(ops.cast(step, "int32") >= start, "float32")
 
 
-def _psnr(pictures, reconstruction):
-    """Peak signal-to-noise ratio of pictures in [-1, 1], (batch,) in dB."""
-    error = ops.clip(reconstruction, -1.0, 1.0) - pictures
+def _psnr(images, reconstruction):
+    """Compute the peak signal-to-noise ratio of images in [-1, 1], (batch,) in dB."""
+    error = ops.clip(reconstruction, -1.0, 1.0) - images
     error = ops.mean(ops.square(error), axis=(1, 2, 3))
     return 10.0 * ops.log10(4.0 / ops.maximum(error, 1e-10))

@@ -1,4 +1,4 @@
-"""What all trainers share: one pure function of losses, for Keras's `fit` and for `Loop`."""
+"""The base of all trainers: one pure function of losses, for Keras's `fit` and for `Loop`."""
 
 from __future__ import annotations
 
@@ -17,32 +17,33 @@ class Trainer(keras.Model):
     """A model's training objective, as a Keras model.
 
     `losses` is a pure function of a batch, the run's seed and the step. `Loop` calls it, and so
-    does Keras: `compile(optimizer)` and `fit` train on one device. What `fit` cannot do exactly
-    raises an error; `Loop` does it.
+    does Keras: `compile(optimizer)` and `fit` train on one device. `fit` raises an error for what
+    it cannot do exactly and `Loop` can.
 
     A batch is a dictionary of arrays that lead with the batch axis, such as `images`
-    (batch, height, width, 3) float32 in [-1, 1]. Its `index`, (batch,) int32, is the place of each
-    sample in the step's global batch; without it the places are 0 to batch - 1.
+    (batch, height, width, 3) float32 in [-1, 1]. Its `index`, (batch,) int32, is the index of each
+    sample in the step's global batch; without it the indices are 0 to batch - 1.
 
     Args:
-        seed: int, of everything that `fit` draws. `Loop` has a seed of its own.
+        seed: int, of the random numbers of `fit`. `Loop` has a seed of its own.
         name: str.
 
     Attributes:
+        separable: bool, whether the loss of a batch is the mean of its samples' losses, each
+            computed alone.
         steps: int32 variable, how many steps `fit` has made.
     """
 
-    # Whether the loss of a batch is the mean of its samples' losses, each computed alone.
     separable = True
 
     def __init__(self, seed: int = 0, name: str | None = None):
         super().__init__(name=name)
         self.seed = seed
-        # Not the optimizer's own count, which Keras on JAX hides from the loss.
+        # The optimizer's own count cannot be used, because Keras on JAX hides it from the loss.
         self.steps = self.add_weight(
             shape=(), dtype="int32", initializer="zeros", trainable=False, name="steps"
         )
-        # The networks are built when they are made; the trainer itself has nothing to build.
+        # The networks are built when they are made, and the trainer itself has nothing to build.
         self.built = True
 
     @property
@@ -52,24 +53,24 @@ class Trainer(keras.Model):
 
     @property
     def configuration(self) -> dict[str, Any]:
-        """What the losses depend on besides weights and batch, as values that JSON holds.
+        """The values, as JSON holds them, that losses depend on besides weights and batch.
 
         `Loop` resumes a run only with the configuration that it began with.
         """
         return {}
 
     def losses(self, batch: Batch, key: Any, step: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The losses of a batch; pure, and the same for each sample however a batch is cut.
+        """Compute the losses of a batch; pure, and the same for each sample however it is cut.
 
         Args:
             batch: see the class.
-            key: int or uint32 scalar, the seed of everything drawn.
+            key: int or uint32 scalar, the seed of all random numbers.
             step: int32 scalar, the optimizer step, from 0.
 
         Returns:
             A dictionary from each of `groups` to the samples' losses, (batch,) float32, whose mean
             over the global batch the group's variables minimise; and a dictionary of further
-            figures for people, (batch,) or () float32.
+            figures for the log, (batch,) or () float32.
         """
         raise NotImplementedError(f"{type(self).__name__} has to define `losses`.")
 
@@ -77,22 +78,22 @@ class Trainer(keras.Model):
         """Take from the data what `samples` and `save` need; `Loop` calls it before it trains.
 
         Args:
-            data: what has the method `batch(step, size)`, see `kdiffusion.training.data`.
+            data: object with the method `batch(step, size)`, see `Data`.
         """
 
     def samples(self, count: int) -> np.ndarray | None:
-        """Pictures that show how far training is.
+        """Return images that show the progress of training.
 
         Args:
             count: int, how many.
 
         Returns:
-            (count, height, width, 3) uint8, or `None` where there is nothing to show.
+            (count, height, width, 3) uint8, or `None` if there is nothing to show.
         """
         return None
 
     def save(self, folder: str | os.PathLike) -> None:
-        """Write what was trained in the diffusers layout, whole or not at all.
+        """Write the trained networks in diffusers' layout, whole or not at all.
 
         Args:
             folder: path of a folder that does not exist, or is empty.
@@ -107,7 +108,7 @@ class Trainer(keras.Model):
             settings: `jit_compile`, `run_eagerly`, `steps_per_execution` and `auto_scale_loss`.
 
         Raises:
-            ValueError: For what `fit` would do wrongly or not at all.
+            ValueError: For settings that `fit` would treat wrongly or not at all.
         """
         _check_compile(keras.optimizers.get(optimizer), settings)
         super().compile(optimizer=optimizer, **settings)
@@ -122,24 +123,24 @@ class Trainer(keras.Model):
         return super().fit(*arguments, **settings)
 
     def call(self, batch: Batch, training: bool = False) -> tuple[dict[str, Any], dict[str, Any]]:
-        """`losses` of a batch at the step that `fit` has come to, which training moves on."""
+        """Compute `losses` of a batch at the step of `fit`; count the step in training."""
         results = self.losses(batch, self.seed, ops.convert_to_tensor(self.steps))
         if training:
             self.steps.assign_add(1)
         return results
 
     def stateless_call(self, *arguments, return_losses=False, **settings):
-        """See `keras.Layer.stateless_call`; here `losses` is no list of what layers add."""
+        """See `keras.Layer.stateless_call`; `losses` is a function here, so no list is returned."""
         returned = super().stateless_call(*arguments, **settings)
         return (*returned, []) if return_losses else returned
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
-        """The mean loss; `fit` minimises it by all trainable variables."""
+        """Return the mean loss, which `fit` minimises by all trainable variables."""
         if y is not None or sample_weight is not None:
             raise ValueError(
                 "A batch must be one dictionary: targets and sample weights have no meaning here. "
                 f"Received: targets {type(y).__name__}, weights {type(sample_weight).__name__}. "
-                "Leave out samples that are not to count, or weight the loss in the objective."
+                "Leave out samples, or weight the loss in the objective."
             )
         losses, _ = y_pred
         return sum(ops.mean(loss) for loss in losses.values())
@@ -149,21 +150,22 @@ class Trainer(keras.Model):
             if settings.get(name) is not None:
                 raise ValueError(
                     f"`fit` takes no {name}. Received: {name} of type "
-                    f"{type(settings[name]).__name__}. Leave out samples that are not to count."
+                    f"{type(settings[name]).__name__}. Leave out samples in place of weights of 0."
                 )
         check_one_device(self)
 
 
 class PartTrainer(Trainer):
-    """A trainer with networks that are in no group: `fit` too leaves them as they are."""
+    """A trainer with networks that are in no group, which `fit` leaves as they are."""
 
     @property
     def trainable_variables(self) -> list[keras.Variable]:
-        """What `fit` trains: what is in no group stays as it is, without being marked so."""
+        """The variables of all groups; others stay fixed without `trainable=False`."""
         return [variable for group in self.groups.values() for variable in group]
 
     @property
     def non_trainable_variables(self) -> list[keras.Variable]:
+        """The variables that are in no group."""
         trained = {id(variable) for variable in self.trainable_variables}
         return [variable for variable in self.variables if id(variable) not in trained]
 
@@ -172,7 +174,7 @@ class PartTrainer(Trainer):
 
 
 def sample_index(batch: Batch) -> Any:
-    """The `index` of a batch, or the places of its samples where it has none.
+    """Return the `index` of a batch, or 0 to batch - 1 if it has none.
 
     Args:
         batch: see `Trainer`.
@@ -202,7 +204,10 @@ def _check_compile(optimizer, settings):
 
 
 def check_one_device(trainer: keras.Model) -> None:
-    """Refuse several replicas.
+    """Refuse to train on several devices.
+
+    Args:
+        trainer: `Trainer`.
 
     Raises:
         ValueError: Under a strategy of `tf.distribute` or a `keras.distribution`.
@@ -213,14 +218,17 @@ def check_one_device(trainer: keras.Model) -> None:
     if replicas > 1 or distribution is not None:
         received = f"{replicas} replicas" if distribution is None else repr(distribution)
         raise ValueError(
-            "Training runs on one device. On several, Keras's own would draw the same noise for "
-            f"each, scale losses wrongly and clip before it adds up. Received: {received}. For "
-            "larger batches use kdiffusion.training.Loop and its `accumulation`."
+            "Training runs on one device. On several, Keras would draw the same noise for each, "
+            f"scale losses wrongly and clip before it adds up. Received: {received}. For larger "
+            "batches use kdiffusion.training.Loop and its `accumulation`."
         )
 
 
 def check_optimizer(optimizer: keras.Optimizer) -> None:
-    """Refuse an optimizer that is asked for what only `Loop` does exactly.
+    """Refuse an optimizer that averages or accumulates, which only `Loop` does exactly.
+
+    Args:
+        optimizer: keras optimizer.
 
     Raises:
         ValueError: For averages and accumulation.

@@ -1,4 +1,4 @@
-"""Contrastive training of CLIP: pictures and their captions are mapped to vectors side by side."""
+"""Contrastive training of CLIP: images and their captions are mapped to nearby vectors."""
 
 from __future__ import annotations
 
@@ -23,34 +23,34 @@ from kdiffusion.text.tokenizer import SimpleTokenizer
 from kdiffusion.training.trainers.base import Batch, Trainer
 from kdiffusion.weights import clip_folder
 
-# The logarithm of the inverse temperature: where it starts, and its bound (Radford et al. 2021,
-# section 2.5: 0.07, and logits scaled by 100 at most).
+# The logarithm of the inverse temperature starts at a temperature of 0.07 and is bounded, so that
+# logits are scaled by 100 at most (Radford et al. 2021, section 2.5).
 INITIAL_LOGIT_SCALE = math.log(1 / 0.07)
 MAX_LOGIT_SCALE = math.log(100)
 
-# A vector shorter than this is not scaled to unit length: its gradient would have no bound.
+# A shorter vector is not scaled to unit length, because its gradient would have no bound.
 _EPSILON = 1e-6
 
-# Captions are also equal where these are: samples of one class or of one group.
+# Captions also count as equal where these are: samples of one class or of one group.
 _SAME = ("label", "group")
 
 
 class CLIPTrainer(Trainer):
-    """Trains an image tower and a text encoder (Radford et al. 2021, section 2.3).
+    """A trainer of an image tower and a text encoder (Radford et al. 2021, section 2.3).
 
-    A picture and its caption shall be nearer to each other than to any other of the batch. Samples
-    whose captions are equal are all right answers, none of them a wrong one, and so are samples of
-    equal `label` or `group`, where the batch has them and they are not negative.
+    An image and its caption learn to be nearer to each other than to any other of the batch.
+    Samples with equal captions are right answers to one another, and so are samples of equal
+    `label` or `group`, if the batch has them and they are not negative.
 
-    The loss compares all samples of a batch, so it is not the mean of what parts of the batch give,
-    and `Loop` refuses to accumulate.
+    The loss compares all samples of a batch, so it is not the mean of the losses of its parts, and
+    `Loop` refuses to accumulate.
 
     Args:
         image_tower: `ImageTower`.
         text_encoder: `TextEncoder` with a projection as wide as the image tower's.
         tokenizer: `SimpleTokenizer` of the captions, which `save` writes too, or `None`.
         logit_scale: float, logarithm of the inverse temperature to start with.
-        seed, name: see `Trainer`. Nothing is drawn here.
+        seed, name: see `Trainer`. The losses need no random numbers.
 
     Raises:
         ValueError: If the two do not project to the same width, or the tokenizer is of another
@@ -127,19 +127,19 @@ class CLIPTrainer(Trainer):
         }
 
     def losses(self, batch: Batch, key: Any = 0, step: Any = 0):
-        """The contrastive loss of each sample.
+        """Compute the contrastive loss of each sample.
 
         Args:
             batch: `images` (batch, height, width, 3) float32 in [-1, 1], `tokens` (batch, length)
                 int32, and, if there are any, `label` or `group` (batch,) int32.
-            key, step: not used, because nothing is drawn.
+            key, step: not used, because nothing is random.
 
         Returns:
             Losses of the group `"model"`; and `"image_to_text@1"` and `"text_to_image@1"`, (batch,)
             1 where the best match within the batch is a right one, and `"temperature"`, ().
 
         Raises:
-            ValueError: If pictures or tokens are missing, or there are no two samples.
+            ValueError: If images or tokens are missing, or there are no two samples.
         """
         _check_batch(batch)
         images = unit_vectors(self.image_tower(batch["images"])["pooled"])
@@ -149,14 +149,14 @@ class CLIPTrainer(Trainer):
         )
         same = matches(batch)
         logs = {
-            "image_to_text@1": _finds_match(logits, same),
-            "text_to_image@1": _finds_match(ops.transpose(logits), same),
+            "image_to_text@1": finds_match(logits, same),
+            "text_to_image@1": finds_match(ops.transpose(logits), same),
             "temperature": ops.exp(-self.logit_scale),
         }
         return {"model": contrastive_loss(logits, same)}, logs
 
     def encode_images(self, images: np.ndarray, batch_size: int = 64) -> np.ndarray:
-        """Unit vectors of pictures.
+        """Compute the unit vectors of images.
 
         Args:
             images: (n, height, width, 3) in [-1, 1].
@@ -168,7 +168,7 @@ class CLIPTrainer(Trainer):
         return self._encode(self.image_tower, np.asarray(images, np.float32), batch_size)
 
     def encode_text(self, tokens: np.ndarray, batch_size: int = 256) -> np.ndarray:
-        """Unit vectors of texts.
+        """Compute the unit vectors of texts.
 
         Args:
             tokens: (n, length) int32, rows of the tokenizer.
@@ -183,7 +183,7 @@ class CLIPTrainer(Trainer):
         parts = []
         for start in range(0, len(inputs), batch_size):
             part = inputs[start : start + batch_size]
-            # Always the same number of rows, so that nothing is compiled for the last ones.
+            # The number of rows is always the same, so nothing is compiled for the last ones.
             rows = np.resize(part, (min(batch_size, len(inputs)), *part.shape[1:]))
             vectors = self._encode_program(model, ops.convert_to_tensor(rows))
             parts.append(ops.convert_to_numpy(vectors)[: len(part)])
@@ -213,7 +213,7 @@ def unit_vectors(vectors):
         vectors: (batch, width), of any floating dtype.
 
     Returns:
-        (batch, width) float32; vectors shorter than 1e-6 come out shorter than 1.
+        (batch, width) float32; vectors shorter than 1e-6 stay shorter than 1.
     """
     vectors = ops.cast(vectors, "float32")
     square = ops.sum(ops.square(vectors), axis=-1, keepdims=True)
@@ -221,7 +221,7 @@ def unit_vectors(vectors):
 
 
 def matches(batch: Batch):
-    """Which samples' captions are right answers to which samples' pictures.
+    """Tell the samples whose captions are right answers to one another's images.
 
     Args:
         batch: see `CLIPTrainer.losses`.
@@ -241,14 +241,14 @@ def matches(batch: Batch):
 
 
 def contrastive_loss(logits, same):
-    """Symmetric InfoNCE with any number of right answers (Radford et al. 2021, figure 3).
+    """Compute symmetric InfoNCE with any number of right answers (Radford et al. 2021, figure 3).
 
-    The cross entropy of each picture over the batch's captions and of each caption over its
-    pictures, halved and added up. Where several answers are right, each is given an equal share of
-    the target, so k equal captions cost log k at best; with one right answer it is CLIP's loss.
+    It is half the sum of the cross entropy of each image over the batch's captions and of each
+    caption over its images. Several right answers have equal shares of the target, so k equal
+    captions cost log k at best; with one right answer it is CLIP's loss.
 
     Args:
-        logits: (batch, batch) float32, pictures in rows, captions in columns.
+        logits: (batch, batch) float32, images in rows, captions in columns.
         same: (batch, batch) bool, symmetric, true on the diagonal.
 
     Returns:
@@ -262,14 +262,14 @@ def contrastive_loss(logits, same):
 
 
 def exclude_from_decay(optimizer: Any, trainer: keras.Model) -> Any:
-    """Have an optimizer decay no biases, gains, temperatures and class tokens, but matrices only.
+    """Restrict an optimizer's weight decay to matrices.
 
     CLIP's paper decays "all weights that are not gains or biases" (Radford et al. 2021, section
-    2.5).
+    2.5). Temperatures and class tokens are vectors or scalars, too.
 
     Args:
         optimizer: keras optimizer that has not been built yet.
-        trainer: Keras model, whose variables of less than two dimensions are left alone.
+        trainer: Keras model, whose variables of less than two dimensions are not decayed.
 
     Returns:
         The optimizer.
@@ -290,8 +290,8 @@ def _unit_pooled(model, inputs):
     return unit_vectors(model(inputs)["pooled"])
 
 
-def _finds_match(logits, same):
-    """(batch,) float32, whether a right answer has a higher logit than every wrong one."""
+def finds_match(logits, same):
+    """Tell if a right answer has a higher logit than every wrong one, (batch,) float32."""
     right = ops.max(ops.where(same, logits, -math.inf), axis=1)
     wrong = ops.max(ops.where(same, -math.inf, logits), axis=1)
     return ops.cast(right > wrong, "float32")

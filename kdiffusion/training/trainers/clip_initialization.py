@@ -1,4 +1,4 @@
-"""Where CLIP's two networks start when they are trained from nothing."""
+"""The initial weights of CLIP's two networks."""
 
 from __future__ import annotations
 
@@ -15,25 +15,26 @@ from kdiffusion.models.text_encoder import TextEncoder
 def initialize(model: ImageTower | TextEncoder, seed: int) -> None:
     """Draw a network's weights as CLIP's authors did, the same for a seed on both backends.
 
-    Normals whose deviation depends on width and depth only, zero biases and unit gains
-    (`initialize_parameters` in model.py of openai/CLIP, whose text tower's rules both towers follow
-    here, as they do in transformers).
+    Weights are normals whose deviation depends on width and depth only, biases are 0 and gains 1
+    (`initialize_parameters` in model.py of openai/CLIP). Both towers follow the rules of the text
+    tower, as they do in transformers.
 
     Args:
         model: `ImageTower` or `TextEncoder`; its weights are replaced.
         seed: int, from 0.
     """
     for variable in model.variables:
-        variable.assign(_draw(model, variable.path, tuple(variable.shape), seed))
+        variable.assign(_weight(model, variable.path, tuple(variable.shape), seed))
 
 
 def separate_embeddings(image_tower: ImageTower, text_encoder: TextEncoder) -> None:
-    """Start words and places far apart, after `initialize`, for small networks and few words.
+    """Start the embeddings of words and positions far apart, for small networks and few words.
 
-    As CLIP starts them, what all captions have in common soon outgrows what two words differ in,
-    and colours outweigh a patch's place: a picture and its mirror image then are the same to CLIP,
-    hence "left" and "right" too, and nothing pulls them apart. Here texts' embeddings are longer,
-    and places start as sines and cosines of row and column (Beyer et al. 2022, arXiv:2205.01580).
+    With CLIP's own start, what captions have in common soon outgrows the difference of two words,
+    and colours outweigh the position of a patch. An image and its mirror image are then the same to
+    CLIP, and so are "left" and "right". Here the embeddings of texts are longer, and positions
+    start as sines and cosines of row and column (Beyer et al. 2022, arXiv:2205.01580). Call it
+    after `initialize`.
 
     Args:
         image_tower: `ImageTower` whose width is a multiple of 4.
@@ -45,13 +46,13 @@ def separate_embeddings(image_tower: ImageTower, text_encoder: TextEncoder) -> N
     architecture = image_tower.architecture
     side = architecture.image_size // architecture.patch_size
     embedding = image_tower.get_layer("embedding").position_embedding
-    places = ops.convert_to_numpy(embedding.value).copy()
-    places[1:] = _sines_and_cosines(side, architecture.width)  # the first is the class token's
-    embedding.assign(places)
+    positions = ops.convert_to_numpy(embedding.value).copy()
+    positions[1:] = _sines_and_cosines(side, architecture.width)  # the first is the class token's
+    embedding.assign(positions)
 
 
 def _sines_and_cosines(side, width):
-    """(side * side, width), for the cells of a square from the top left, row by row."""
+    """Return (side * side, width) for the cells of a square from the top left, row by row."""
     waves = width // 4
     frequencies = _LONGEST_WAVE ** -np.linspace(0, 1, waves)
     angles = np.arange(side)[:, None] * frequencies
@@ -61,7 +62,7 @@ def _sines_and_cosines(side, width):
     return np.concatenate([columns, rows], axis=2).reshape(side * side, width)
 
 
-def _draw(model, path, shape, seed):
+def _weight(model, path, shape, seed):
     *parents, leaf = path.split("/")
     if leaf in ("bias", "beta", "gamma"):
         return np.full(shape, leaf == "gamma", np.float32)
@@ -80,10 +81,10 @@ def _deviation(layer, shape, model):
         return math.prod(shape[:-1]) ** -0.5
     if layer == "fc1":
         return (2 * width) ** -0.5
-    # The two that end a residual branch are smaller the more branches there are.
+    # The two layers that end a residual branch are smaller the more branches there are.
     return width**-0.5 * ((2 * depth) ** -0.5 if layer in ("out", "fc2") else 1.0)
 
 
 _EMBEDDINGS = {"token_embedding": 0.02, "position_embedding": 0.01}
 _LONGER = 25.0
-_LONGEST_WAVE = 100.0  # patches a radian: more than a picture has
+_LONGEST_WAVE = 100.0  # patches a radian: more than an image has

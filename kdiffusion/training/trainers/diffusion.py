@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import zlib
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import keras
@@ -31,32 +31,36 @@ from kdiffusion.training.trainers.diffusion_objective import (
     noisy,
     squared_error,
     target,
+    timesteps,
 )
 from kdiffusion.weights.save import save
 from kdiffusion.weights.variables import rebuilt
 
 
 class DiffusionTrainer(PartTrainer):
-    """Trains a diffusion model, from scratch or further (Rombach et al. 2022, section 3.2).
+    """A trainer of a diffusion model, new or to be fine-tuned (Rombach et al. 2022, section 3.2).
 
-    What a batch holds follows from the model. The pictures: `images`, or in place of them the
-    cached `mean` and `logvar` of their latents, (batch, height, width, channels), as the image
-    encoder returns them; latents are drawn from them anew at each step. If the model attends to
-    text: `tokens`, (batch, n) int32, or the cached `context`, (batch, n, width), of the text
-    encoder. If it knows classes: `label`, (batch,) int32.
+    A batch holds `images`, or the cached `mean` and `logvar` of their latents, (batch, height,
+    width, channels), as the image encoder returns them; latents are sampled anew at each step. For
+    a model of texts it holds `tokens`, (batch, n) int32, or the cached `context`, (batch, n,
+    width), of the text encoder. For a model of classes it holds `label`, (batch,) int32.
 
     Args:
         diffusion_model: `DiffusionModel`, the network to be trained.
-        schedule: `Schedule`, which also says what the network predicts.
-        image_encoder: `ImageEncoder` of the latents; `None` if the network draws pixels or all
+        schedule: `Schedule`, with the network's kind of prediction.
+        image_encoder: `ImageEncoder` of the latents; `None` if the network generates pixels or all
             latents are cached.
         text_encoder: `TextEncoder`; `None` if there is no text or all contexts are cached.
         objective: `Objective`.
         train_text_encoder: bool, whether the text encoder learns too.
         empty: dictionary of `tokens`, (n,) int32, or `context`, (n, width) float32, of the empty
             caption, which caption dropout puts in place of others.
-        draw: function of a count that draws so many pictures, for sample grids; `None` for none.
-        seed: int, of what Keras's `fit` draws; `Loop` has a seed of its own.
+        draw: function from a number to that many generated images, for sample grids; `None` for
+            none.
+        seed: int, of the random numbers of Keras's `fit`; `Loop` has a seed of its own.
+
+    Attributes:
+        pipeline: the whole model, if `from_model` made the trainer; `save` writes all of it.
 
     Raises:
         ValueError: If parts do not fit each other.
@@ -67,7 +71,7 @@ class DiffusionTrainer(PartTrainer):
     network = DiffusionModel({"in_channels": 3, "out_channels": 3, "context_width": None})
     trainer = DiffusionTrainer(network, Schedule(prediction="v"))
     trainer.compile(keras.optimizers.AdamW(1e-4))
-    trainer.fit({"images": pictures}, batch_size=16, epochs=10)
+    trainer.fit({"images": images}, batch_size=16, epochs=10)
     ```
     """
 
@@ -112,13 +116,13 @@ class DiffusionTrainer(PartTrainer):
         gradient_checkpointing: bool = False,
         **settings,
     ) -> DiffusionTrainer:
-        """Make a trainer of a whole model; `save` then writes all of it.
+        """Make a trainer of a whole model, of which `save` then writes all parts.
 
         Args:
-            model: `StableDiffusion`, `LatentDiffusion` or `PixelDiffusion`; it draws with the
+            model: `StableDiffusion`, `LatentDiffusion` or `PixelDiffusion`; it generates with the
                 trained weights.
-            cached: names of what batches hold ready, `"latents"` or `"context"`; what makes it is
-                not loaded.
+            cached: names of the cached values of batches, `"latents"` or `"context"`; their
+                encoders are not loaded.
             gradient_checkpointing: bool, whether the diffusion model is rebuilt with it, see
                 `DiffusionModel`.
             settings: further arguments of the class.
@@ -158,7 +162,7 @@ class DiffusionTrainer(PartTrainer):
         """The variables of the diffusion model, and of the text encoder if it learns too."""
         variables = list(self.diffusion_model.trainable_variables)
         if self.train_text_encoder and self.text_encoder is not None:
-            # The projection makes the pooled vector, which is not used.
+            # The projection makes the pooled vector, which no loss uses.
             variables += [
                 variable
                 for variable in self.text_encoder.trainable_variables
@@ -180,29 +184,31 @@ class DiffusionTrainer(PartTrainer):
     def losses(self, batch: Batch, key: Any, step: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         """See `Trainer.losses`.
 
-        The figures are the mean squared errors that the prediction's error means for the noise
-        and for the denoised latents, which can be compared between kinds of prediction.
+        The figures are the mean squared errors of the noise and of the denoised latents that follow
+        from the prediction. They can be compared between kinds of prediction.
         """
         index = sample_index(batch)
         uniform = functools.partial(random.uniform, key, step, index)
         normal = functools.partial(random.normal, key, step, index)
-        timestep, level = self._level(key, step, index)
-        latents = self._latents(batch, normal)
+        objective, schedule = self.objective, self.schedule
+        timestep = timesteps(key, step, index, schedule.num_timesteps, objective.stratified)
+        level = self._coefficients_at(timestep)
+        latents = self.latents(batch, normal)
         noise = normal(latents.shape[1:], random.NOISE)
-        if self.objective.offset_noise:
+        if objective.offset_noise:
             offset = normal((1, 1, latents.shape[-1]), random.OFFSET)
-            noise = noise + self.objective.offset_noise * offset
-        put_in = noise
-        if self.objective.input_perturbation:
+            noise = noise + objective.offset_noise * offset
+        input_noise = noise
+        if objective.input_perturbation:
             perturbation = normal(latents.shape[1:], random.PERTURBATION)
-            put_in = noise + self.objective.input_perturbation * perturbation
+            input_noise = noise + objective.input_perturbation * perturbation
         a, s = (ops.reshape(scale, (-1, 1, 1, 1)) for scale in (level.a, level.s))
         inputs = {
-            "latents": noisy(latents, put_in, a, s),
+            "latents": noisy(latents, input_noise, a, s),
             "timestep": ops.cast(timestep, "float32"),
-            **self._conditions(batch, uniform),
+            **self.conditions(batch, uniform),
         }
-        wanted = target(self.schedule.prediction, latents, noise, a, s)
+        wanted = target(schedule.prediction, latents, noise, a, s)
         error = squared_error(self.diffusion_model(inputs), wanted)
         figures = {
             "epsilon_error": level.to_epsilon * error,
@@ -211,14 +217,14 @@ class DiffusionTrainer(PartTrainer):
         return {"model": level.weight * error}, figures
 
     def samples(self, count: int) -> np.ndarray | None:
-        """See `Trainer.samples`; what `draw` draws."""
+        """See `Trainer.samples`; `draw` makes the images."""
         return None if self._generate is None else self._generate(count)
 
     def save(self, folder: str | os.PathLike) -> None:
         """Write a folder in diffusers' layout, whole or not at all.
 
-        It holds the whole model if the trainer was made of one; else the networks that were
-        trained, and the schedule.
+        It holds the whole model if the trainer was made of one, else the trained networks and the
+        schedule.
 
         Args:
             folder: path of a folder that does not exist, or is empty.
@@ -234,18 +240,21 @@ class DiffusionTrainer(PartTrainer):
             models["text_encoder"] = self.text_encoder
         save(folder, models, self.schedule)
 
-    def _level(self, key, step, index):
-        """Draw a timestep for each sample, and look up its `LossCoefficients`, (batch,) each."""
-        if self.objective.stratified:
-            share = random.stratified(key, step, index, random.TIMESTEP)
-        else:
-            share = random.uniform(key, step, index, (), random.TIMESTEP)
-        timestep = ops.cast(ops.floor(share * self.schedule.num_timesteps), "int32")
+    def _coefficients_at(self, timestep):
+        """Return the `LossCoefficients` of timesteps, (batch,) float32 each."""
         tables = (ops.convert_to_tensor(x, "float32") for x in self._coefficients)
-        rows = (ops.take(table, timestep) for table in tables)
-        return timestep, LossCoefficients(*rows)
+        return LossCoefficients(*(ops.take(table, timestep) for table in tables))
 
-    def _latents(self, batch, normal):
+    def latents(self, batch: Batch, normal: Callable[[Sequence[int], int], Any]) -> Any:
+        """Sample the latents of a batch, or take its pixels for a model of pixels.
+
+        Args:
+            batch: see the class.
+            normal: function of a shape and a purpose, see `random.normal`.
+
+        Returns:
+            (batch, height, width, channels) float32.
+        """
         if "mean" in batch:
             mean, logvar = batch["mean"], batch["logvar"]
         elif self.image_encoder is not None:
@@ -256,8 +265,19 @@ class DiffusionTrainer(PartTrainer):
         mean, logvar = ops.cast(mean, "float32"), ops.cast(logvar, "float32")
         return mean + ops.exp(0.5 * logvar) * normal(mean.shape[1:], random.POSTERIOR)
 
-    def _conditions(self, batch, uniform):
-        """The network's inputs that say what to draw; some samples lose all of them."""
+    def conditions(
+        self, batch: Batch, uniform: Callable[[Sequence[int], int], Any]
+    ) -> dict[str, Any]:
+        """Return the inputs that condition the network; some samples lose all of them.
+
+        Args:
+            batch: see the class.
+            uniform: function of a shape and a purpose, see `random.uniform`.
+
+        Returns:
+            Dictionary of `context`, (batch, n, width) float32, and `label`, (batch,) int32, as far
+            as the network takes them.
+        """
         architecture = self.diffusion_model.architecture
         conditions = {}
         dropped = None
@@ -287,7 +307,7 @@ class DiffusionTrainer(PartTrainer):
         return context if self.train_text_encoder else ops.stop_gradient(context)
 
     def _without_captions(self, name, values, dropped):
-        """The captions' tokens or contexts with the empty one where they are dropped."""
+        """Put the empty caption's tokens or context in place of dropped ones."""
         if dropped is None:
             return values
         shape = tuple(values.shape[1:])

@@ -1,4 +1,4 @@
-"""What a diffusion model is trained for: the noise that is put in, the target, and the weight."""
+"""The objective of a diffusion model: the noisy input, the target, and the weight of a timestep."""
 
 from __future__ import annotations
 
@@ -10,27 +10,28 @@ import numpy as np
 from keras import ops
 
 from kdiffusion.sampling.schedule import Schedule
+from kdiffusion.training import random
 
 WEIGHTINGS = ("uniform", "min_snr", "debiased")
 
 
 @dataclass(frozen=True)
 class Objective:
-    """How a diffusion model is trained, beyond the schedule, which says what it predicts.
+    """The objective of a diffusion model, beside the schedule with its kind of prediction.
 
     Args:
-        weighting: how the noise levels count. `"uniform"` is the plain mean squared error (Ho et
+        weighting: the weights of noise levels. `"uniform"` is the plain mean squared error (Ho et
             al. 2020, eq. 14); `"min_snr"` that of Hang et al. 2023; `"debiased"` that of Yu et
             al. 2023.
         min_snr_gamma: float, the signal-to-noise ratio above which `"min_snr"` counts less.
-        offset_noise: float, deviation of a noise that is the same at all places of a channel;
-            0.05 to 0.1 lets a model learn very dark and very bright pictures (Guttenberg 2023).
-        input_perturbation: float, share of further noise that the input holds and the target does
-            not (Ning et al. 2023); 0.1 in the paper.
+        offset_noise: float, deviation of a noise that is the same all over a channel; 0.05 to 0.1
+            lets a model learn very dark and very bright images (Guttenberg 2023).
+        input_perturbation: float, share of further noise in the input and not in the target (Ning
+            et al. 2023); 0.1 in the paper.
         stratified: bool, whether the timesteps of a batch are spread evenly, which lowers the
-            variance of the gradients and costs nothing; `False` draws each alone.
-        caption_dropout: float in [0, 1], share of samples that lose their caption and class, so
-            that classifier-free guidance has something to go away from; 0.1 is usual.
+            variance of the gradients and costs nothing; `False` makes each independent.
+        caption_dropout: float in [0, 1], share of samples that lose their caption and class, as
+            classifier-free guidance needs; 0.1 is usual.
 
     Raises:
         ValueError: If a value is out of range.
@@ -67,7 +68,7 @@ class Objective:
 
 
 class LossCoefficients(NamedTuple):
-    """What training needs to know of noise levels: a float array for each, of one shape.
+    """The coefficients of the loss at noise levels: float arrays of one shape.
 
     Args:
         a: scale of the latents in the noisy latents.
@@ -86,7 +87,7 @@ class LossCoefficients(NamedTuple):
 
 
 def loss_coefficients(schedule: Schedule, objective: Objective) -> LossCoefficients:
-    """The levels of all timesteps.
+    """Compute the coefficients of all timesteps.
 
     Args:
         schedule: `Schedule`.
@@ -114,8 +115,26 @@ def loss_coefficients(schedule: Schedule, objective: Objective) -> LossCoefficie
     )
 
 
+def timesteps(key: Any, step: Any, index: Any, num_timesteps: int, stratified: bool) -> Any:
+    """Draw a timestep for each sample.
+
+    Args:
+        key, step, index: see `random.uniform`.
+        num_timesteps: int, of the schedule.
+        stratified: see `Objective`.
+
+    Returns:
+        (batch,) int32, from 0 to `num_timesteps` - 1.
+    """
+    if stratified:
+        share = random.stratified(key, step, index, random.TIMESTEP)
+    else:
+        share = random.uniform(key, step, index, (), random.TIMESTEP)
+    return ops.cast(ops.floor(share * num_timesteps), "int32")
+
+
 def loss_weight(snr: np.ndarray, prediction: str, objective: Objective) -> np.ndarray:
-    """The weight of a noise level in the loss.
+    """Compute the weight of a noise level in the loss.
 
     Args:
         snr: float64 array, signal-to-noise ratios, a² / s².
@@ -123,15 +142,15 @@ def loss_weight(snr: np.ndarray, prediction: str, objective: Objective) -> np.nd
         objective: `Objective`.
 
     Returns:
-        An array of the same shape. Min-SNR: Hang et al. 2023, section 3.4, and for v as Salimans &
-        Ho 2022 relate its error to that of the sample. Debiased: Yu et al. 2023, eq. 11, with the
-        bound and the form for v of its public implementations; for the sample by the same
-        relation of errors.
+        An array of the same shape. Min-SNR follows Hang et al. 2023, section 3.4; for v, Salimans
+        & Ho 2022 relate its error to that of the sample. Debiased follows Yu et al. 2023, eq. 11,
+        with the bound and the form for v of its public implementations; for the sample the same
+        relation of errors holds.
     """
     if objective.weighting == "min_snr":
         clipped = np.minimum(snr, objective.min_snr_gamma)
         if prediction == "epsilon":
-            # clipped / snr, and its limit where the ratio is 0.
+            # This is clipped / snr, and its limit where the ratio is 0.
             return objective.min_snr_gamma / np.maximum(snr, objective.min_snr_gamma)
         return clipped if prediction == "sample" else clipped / (snr + 1.0)
     if objective.weighting == "debiased":
@@ -143,7 +162,7 @@ def loss_weight(snr: np.ndarray, prediction: str, objective: Objective) -> np.nd
 
 
 def noisy(latents: Any, noise: Any, a: Any, s: Any) -> Any:
-    """x = a * z + s * noise (Ho et al. 2020, eq. 4).
+    """Add noise to latents: x = a * z + s * noise (Ho et al. 2020, eq. 4).
 
     Args:
         latents: tensor (batch, height, width, channels).
@@ -154,7 +173,7 @@ def noisy(latents: Any, noise: Any, a: Any, s: Any) -> Any:
 
 
 def target(prediction: str, latents: Any, noise: Any, a: Any, s: Any) -> Any:
-    """What the network is to return.
+    """Return the network's target.
 
     Args:
         prediction: `"epsilon"`, `"v"` (Salimans & Ho 2022, appendix D) or `"sample"`.
@@ -169,7 +188,7 @@ def target(prediction: str, latents: Any, noise: Any, a: Any, s: Any) -> Any:
 
 
 def squared_error(prediction: Any, target: Any) -> Any:
-    """The mean squared error of each sample, in float32.
+    """Compute the mean squared error of each sample, in float32.
 
     Args:
         prediction: tensor (batch, height, width, channels) of any float dtype.

@@ -1,4 +1,4 @@
-"""The discriminator that makes an autoencoder's pictures sharp, and its losses."""
+"""The discriminator that makes an autoencoder's images sharp, and its losses."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from kdiffusion.runtime import backend
 
 _serializable = keras.saving.register_keras_serializable(package="kdiffusion")
 
-# The bound of the adaptive weight and what keeps its quotient finite, both the original's.
+# These bound the adaptive weight and keep its quotient finite; both are the original code's.
 _MAX_WEIGHT = 1e4
 _SMALL_NORM = 1e-4
 
@@ -25,7 +25,7 @@ class DiscriminatorArchitecture:
     """A PatchGAN (Isola et al. 2017, section 3.2.2 and appendix 6.1.2).
 
     Args:
-        image_channels: int, channels of a picture.
+        image_channels: int, channels of an image.
         channels: int, width of the first convolution; the following double it, up to 8 times.
         depth: int, convolutions of stride 2; 3 give each logit a patch of 70 x 70 pixels.
     """
@@ -47,9 +47,9 @@ class DiscriminatorArchitecture:
 
 @_serializable
 class Discriminator(ArchitectureModel):
-    """Tells real pictures from reconstructions, patch by patch (Isola et al. 2017).
+    """A classifier of real images and reconstructions, patch by patch (Isola et al. 2017).
 
-    Batch normalization takes the statistics of the batch that it sees and keeps none.
+    Batch normalization takes the statistics of its batch and keeps none.
 
     Args:
         architecture: `DiscriminatorArchitecture`, or a dictionary of its fields.
@@ -146,10 +146,10 @@ class BatchNorm(keras.layers.Layer):
 
 
 def hinge_loss(real: Any, fake: Any) -> Any:
-    """What the discriminator minimises (Lim & Ye 2017, eq. 4), halved as in the original code.
+    """Compute the discriminator's loss (Lim & Ye 2017, eq. 4), halved as in the original code.
 
     Args:
-        real: (batch, height, width, 1) float32, logits of pictures.
+        real: (batch, height, width, 1) float32, logits of images.
         fake: tensor like `real`, logits of reconstructions.
 
     Returns:
@@ -159,7 +159,7 @@ def hinge_loss(real: Any, fake: Any) -> Any:
 
 
 def generator_loss(fake: Any) -> Any:
-    """What the autoencoder minimises to pass for real (Lim & Ye 2017, eq. 4).
+    """Compute the autoencoder's adversarial loss (Lim & Ye 2017, eq. 4).
 
     Args:
         fake: (batch, height, width, 1) float32, logits of reconstructions.
@@ -173,9 +173,10 @@ def generator_loss(fake: Any) -> Any:
 def adaptive_weight(
     reconstruction: Callable[[Any], Any], generator: Callable[[Any], Any], kernel: Any
 ) -> Any:
-    """The weight at which the discriminator moves the last layer as much as the picture does.
+    """Compute the weight that makes both losses move the last layer equally.
 
-    Esser et al. 2021, eq. 7; the small number and the bound are the original code's.
+    These are the losses of reconstruction and of the generator (Esser et al. 2021, eq. 7). The
+    small number and the bound are the original code's.
 
     Args:
         reconstruction: function of the last layer's kernel to the mean loss of reconstruction.

@@ -10,18 +10,18 @@ from kdiffusion.training.trainers.base import check_optimizer
 
 
 class GroupOptimizer(keras.optimizers.Optimizer):
-    """Applies to each group of variables an optimizer of its own, in one step of `fit`.
+    """An optimizer that applies to each group of variables one of its own, in one step of `fit`.
 
-    It exists because Keras compiles a model with one optimizer. Clipping, decay and schedules are
-    those of the group's optimizer.
+    Keras compiles a model with a single optimizer. Clipping, decay and schedules are those of the
+    group's optimizer.
 
     Args:
         optimizers: dictionary of keras optimizers by group.
         groups: dictionary of the variables of each group.
 
     Raises:
-        ValueError: If they are not for the same groups, or one of them is asked for what only
-            `Loop` does exactly.
+        ValueError: If they are not for the same groups, or one of them averages or accumulates,
+            which only `Loop` does exactly.
 
     Example:
 
@@ -49,7 +49,7 @@ class GroupOptimizer(keras.optimizers.Optimizer):
         }
         for optimizer in self.optimizers.values():
             check_optimizer(optimizer)
-        # By identity: a Keras optimizer takes variables among its attributes for its own.
+        # The keys are ids, because a Keras optimizer takes variables in its attributes as its own.
         self._group_of = {id(v): group for group, members in groups.items() for v in members}
 
     def build(self, variables):
@@ -59,7 +59,7 @@ class GroupOptimizer(keras.optimizers.Optimizer):
 
     @property
     def variables(self):
-        """Those of all optimizers, and the count of steps."""
+        """The variables of all optimizers, and the count of steps."""
         own = super().variables
         return own + [v for optimizer in self.optimizers.values() for v in optimizer.variables]
 

@@ -1,4 +1,4 @@
-"""The scale and shift that give latents unit variance, measured over pictures."""
+"""The scale and shift that give latents unit variance, measured over images."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def measure(
 ) -> tuple[Scale, Scale]:
     """Measure the latent scale and shift of an encoder (Rombach et al. 2022, appendix G).
 
-    The variance is that of samples of the latents: that of their means, and the mean of their
-    variances. What scale the encoder has already does not matter.
+    The variance is that of sampled latents: the variance of their means plus the mean of their
+    variances. The scale that the encoder has already does not matter.
 
     Args:
         image_encoder: `ImageEncoder`.
@@ -52,7 +52,7 @@ def measure(
     if not np.all((_SMALLEST < deviation) & (deviation < 1 / _SMALLEST)):
         raise ValueError(
             f"The latents' deviation must be above {_SMALLEST} and finite. Received: {deviation}, "
-            f"of {len(images)} pictures. Measure it over several, with an encoder that is trained."
+            f"of {len(images)} images. Measure it over several, with an encoder that is trained."
         )
     scales = tuple(float(f"{1.0 / x:.{_DIGITS}g}") for x in deviation)
     if not by_channel:
@@ -63,7 +63,7 @@ def measure(
 def scaled(
     image_encoder: ImageEncoder, image_decoder: ImageDecoder, scale: Scale, shift: Scale
 ) -> tuple[ImageEncoder, ImageDecoder]:
-    """The same autoencoder with latents of another scale; the old one is left as it is."""
+    """Return a copy of an autoencoder whose latents have another scale."""
     record = replace(image_encoder.architecture, latent_scale=scale, latent_shift=shift)
     return (
         variables.rebuilt(image_encoder, architecture=record),
@@ -72,7 +72,7 @@ def scaled(
 
 
 def code(image_encoder: ImageEncoder, images):
-    """Mean and log-variance of the code, which are the latents' without their scale and shift.
+    """Compute mean and log-variance of the code: the latents without their scale and shift.
 
     Args:
         image_encoder: `ImageEncoder`.

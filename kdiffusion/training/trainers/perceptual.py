@@ -1,4 +1,4 @@
-"""LPIPS: how different two pictures look, by the features of a network that knows pictures."""
+"""LPIPS: the perceptual distance of two images, by the features of VGG16."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from kdiffusion.weights import variables
 
 _serializable = keras.saving.register_keras_serializable(package="kdiffusion")
 
-# The mean and deviation of ImageNet's pictures in [-1, 1], as the original rounds them.
+# These are the mean and deviation of ImageNet's images in [-1, 1], as the original rounds them.
 _SHIFT = (-0.030, -0.088, -0.188)
 _SCALE = (0.458, 0.448, 0.450)
 _EPSILON = 1e-10
 # VGG16 halves an image four times.
 SMALLEST_SIDE = 16
-# So that a position whose features are all zero has a gradient; its square root is far below
+# A position whose features are all zero has a gradient by this; its square root is far below
 # epsilon.
 _SMALLEST = 1e-30
 
@@ -33,7 +33,7 @@ class PerceptualArchitecture:
     """VGG16's convolutions (Simonyan & Zisserman 2015, table 1, D).
 
     Args:
-        image_channels: int, channels of a picture.
+        image_channels: int, channels of an image.
         channels: tuple of int, width of each level, finest first.
         layers_per_level: tuple of int, convolutions at each level.
     """
@@ -54,7 +54,7 @@ class PerceptualArchitecture:
 
 @_serializable
 class Features(ArchitectureModel):
-    """The activations that end each level of VGG16, of pictures in [-1, 1], finest first."""
+    """The last activations of each level of VGG16 for images in [-1, 1], finest first."""
 
     architecture_class = PerceptualArchitecture
 
@@ -84,10 +84,10 @@ class Features(ArchitectureModel):
 
 @_serializable
 class Perceptual(keras.Model):
-    """The distance of two pictures in VGG16's features (Zhang et al. 2018, eq. 1).
+    """The distance of two images in VGG16's features (Zhang et al. 2018, eq. 1).
 
     `from_checkpoints` reads the public weights. Without them the convolutions are random and
-    every feature counts the same. It is never trained here.
+    every feature counts the same. No trainer changes its weights.
 
     Args:
         architecture: `PerceptualArchitecture`, or a dictionary of its fields.
@@ -100,7 +100,7 @@ class Perceptual(keras.Model):
         second: tensor like `first`.
 
     Output shape:
-        (batch,) float32, 0 for equal pictures.
+        (batch,) float32, 0 for equal images.
 
     Example:
 
@@ -181,7 +181,7 @@ class Perceptual(keras.Model):
 
 
 def _normalized(features):
-    """Features of length 1 at each position."""
+    """Scale features to length 1 at each position."""
     x = ops.cast(features, "float32")
     square = ops.sum(ops.square(x), axis=-1, keepdims=True)
     return x / (ops.sqrt(ops.maximum(square, _SMALLEST)) + _EPSILON)

@@ -1,4 +1,4 @@
-"""How a codebook learns (van den Oord et al. 2017), and how the encoder learns through it."""
+"""The training of a codebook, and of the encoder through it (van den Oord et al. 2017)."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from keras import ops
 
 
 def straight_through(codes: Any, vectors: Any) -> Any:
-    """The codebook's vectors, with a gradient that passes on to the codes unchanged.
+    """Return the codebook's vectors with a gradient that passes to the codes unchanged.
 
     Args:
-        codes: (batch, height, width, channels), what the encoder makes.
+        codes: (batch, height, width, channels), the encoder's output.
         vectors: tensor like `codes`, the nearest vectors of the codebook.
 
     Returns:
@@ -21,10 +21,10 @@ def straight_through(codes: Any, vectors: Any) -> Any:
 
 
 def codebook_loss(codes: Any, vectors: Any, commitment: float = 0.25, legacy: bool = True) -> Any:
-    """What draws the vectors to the codes and the codes to the vectors (eq. 3 there).
+    """Compute the loss that pulls vectors and codes together (eq. 3 there).
 
     Args:
-        codes: (batch, height, width, channels) float32, what the encoder makes.
+        codes: (batch, height, width, channels) float32, the encoder's output.
         vectors: tensor like `codes`, the nearest vectors, with a gradient to the codebook.
         commitment: float, the paper's beta.
         legacy: bool. `True` weights the term that moves the vectors by `commitment`, as the
@@ -42,14 +42,14 @@ def codebook_loss(codes: Any, vectors: Any, commitment: float = 0.25, legacy: bo
 
 
 def perplexity(indices: Any, size: int) -> Any:
-    """How many vectors of a codebook are in use: the exponential of the choices' entropy.
+    """Compute how many vectors of a codebook are in use: the exponential of the choices' entropy.
 
     Args:
-        indices: tensor of int32, the chosen places in the codebook.
+        indices: tensor of int32, the indices of the chosen vectors.
         size: int, vectors of the codebook.
 
     Returns:
-        Scalar float32, from 1, where all chose the same, to `size`.
+        Scalar float32, from 1, where all choices are equal, to `size`.
     """
     indices = ops.reshape(indices, (-1,))
     counts = ops.segment_sum(ops.ones_like(indices, "float32"), indices, size)
