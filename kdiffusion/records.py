@@ -1,4 +1,4 @@
-"""JSON that people write, as records: every key is known and every value of its type."""
+"""Records and the JSON that describes them: every key is known and every value of its type."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 
 
 def fields(record) -> dict:
-    """The fields of a record as a plain dictionary that JSON can hold."""
+    """Return the fields of a record as a plain dictionary that JSON can hold."""
     return {
         name: list(value) if isinstance(value, tuple) else value
         for name, value in dataclasses.asdict(record).items()
@@ -60,8 +60,8 @@ def record(cls: Any, values: Any, place: str = "") -> Any:
 
     Args:
         cls: a dataclass; its fields may be records too, lists of a kind, or one of several kinds.
-        values: what JSON holds.
-        place: str, where it stands in a larger object, for messages.
+        values: value as JSON holds it.
+        place: str, its path in a larger object, for messages.
 
     Returns:
         An instance of `cls`.
@@ -98,7 +98,7 @@ def record(cls: Any, values: Any, place: str = "") -> Any:
 
 
 def _value(hint, value, place):
-    """A JSON value as what a record's annotation asks for."""
+    """Convert a JSON value to the type of a record's annotation."""
     if dataclasses.is_dataclass(hint):
         return record(hint, value, place)
     if isinstance(hint, types.UnionType):
@@ -114,7 +114,7 @@ def _value(hint, value, place):
 
 
 def _any_of(hints, value, place):
-    """The first of several annotations that fits; an object is always a record."""
+    """Convert a JSON value to the first type that fits; an object is always a record."""
     for hint in hints:
         if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
             return record(hint, value, place)
@@ -128,7 +128,7 @@ def _any_of(hints, value, place):
 
 
 def _called(hint):
-    """An annotation in JSON's words."""
+    """Return an annotation in JSON's words."""
     if dataclasses.is_dataclass(hint):
         return "an object"
     if typing.get_origin(hint) is tuple:

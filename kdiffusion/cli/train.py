@@ -1,4 +1,4 @@
-"""`kdiffusion train`: a model from pictures, in a folder that a run can be resumed from."""
+"""`kdiffusion train`: train a model with images, in a folder that a run can be resumed from."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ _CONFIG = "config.json"
 _MODEL = "model"
 _STAGE, _OLD = ".model.partial", ".model.old"
 
-# Where the options stand in a configuration.
-_PLACES = {
+# These are the keys of the options in a configuration.
+_KEYS = {
     "preset": ("preset",),
     "data": ("data", "folder"),
     "height": ("data", "height"),
@@ -36,8 +36,8 @@ _PLACES = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Say what the command understands."""
-    parser.description = "Train a model from pictures, and write it in diffusers' layout."
+    """Add the arguments of the command to a parser."""
+    parser.description = "Train a model with images, and write it in diffusers' layout."
     parser.set_defaults(run=run, usage_error=parser.error)
     for title, options in TRAIN.items():
         group = parser.add_argument_group(title)
@@ -49,7 +49,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Train, then write the model and print its folder."""
     if not arguments.resume:
         _check_unused(arguments.output)
-    with contextlib.redirect_stdout(sys.stderr):  # the progress is no result
+    with contextlib.redirect_stdout(sys.stderr):  # progress is no result
         _train(arguments)
     print(arguments.output / _MODEL)
 
@@ -57,7 +57,7 @@ def run(arguments: argparse.Namespace) -> None:
 def _check_unused(folder: Path) -> None:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(
-            f"{str(folder)!r} holds a run or something else already: go on with it by --resume, or "
+            f"{str(folder)!r} holds a run or other files already: continue a run by --resume, or "
             "choose another folder"
         )
 
@@ -87,7 +87,7 @@ def _ahead(data):
 
 
 def _configuration(arguments) -> Any:
-    """The file's settings, or those of the run to be resumed, and the options over them."""
+    """Return the settings of the file or of the run to be resumed, with the options over them."""
     from kdiffusion.records import load
     from kdiffusion.training.config.schema import resolve
 
@@ -99,10 +99,10 @@ def _configuration(arguments) -> Any:
     if kind != arguments.kind:
         raise ValueError(f"{str(path)!r} is the configuration of a run of {kind!r}")
     options: dict[str, Any] = {"loop": {"verbose": not arguments.quiet}}
-    for name, place in _PLACES.items():
+    for name, path in _KEYS.items():
         value = getattr(arguments, name)
         if value is not None:
-            *outer, last = place
+            *outer, last = path
             target = options
             for key in outer:
                 target = target.setdefault(key, {})
@@ -111,7 +111,7 @@ def _configuration(arguments) -> Any:
 
 
 def _write_configuration(folder: Path, kind: str, configuration: Any) -> None:
-    """Say what the run was made of, beside its checkpoints."""
+    """Write the configuration of a run beside its checkpoints."""
     folder.mkdir(parents=True, exist_ok=True)
     values = {"kind": kind, "version": __version__, **configuration.fields}
     with replacing(folder / _CONFIG) as partial:
@@ -119,7 +119,7 @@ def _write_configuration(folder: Path, kind: str, configuration: Any) -> None:
 
 
 def _save(trainer, folder: Path) -> None:
-    """Write the trained model, in place of one that an earlier part of the run has left."""
+    """Write the trained model, in place of that of an earlier part of the run."""
     for leftover in (folder / _STAGE, folder / _OLD):
         shutil.rmtree(leftover, ignore_errors=True)
     trainer.save(folder / _STAGE)

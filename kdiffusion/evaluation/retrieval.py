@@ -1,4 +1,4 @@
-"""Measure how CLIP matches images and texts: retrieval and zero-shot classification, in NumPy.
+"""Measures of CLIP: retrieval and zero-shot classification, in NumPy.
 
 Vectors are those of `CLIPTrainer.encode_images` and `CLIPTrainer.encode_text`: of unit length, so
 their products are cosines.
@@ -12,10 +12,10 @@ import numpy as np
 
 
 def recall_at(k: int, scores: np.ndarray, relevant: np.ndarray) -> float:
-    """The share of queries with something relevant among their k best candidates.
+    """Compute the share of queries with a relevant candidate among their k best.
 
-    A tie counts against the query, and so does a score that is not a number: a model that gives
-    everything the same score finds nothing.
+    A tie counts against the query, and so does a score that is not a number. A model that gives
+    equal scores to all candidates finds nothing.
 
     Args:
         k: int, from 1.
@@ -50,22 +50,22 @@ def retrieval(
     captions: Sequence | np.ndarray,
     ks: Sequence[int] = (1, 5, 10),
 ) -> dict[str, float]:
-    """Recall at k from pictures to captions and back (Radford et al. 2021, table 13).
+    """Compute recall at k from images to captions and back (Radford et al. 2021, table 13).
 
-    Pictures may share a caption: each caption is one candidate and one query, and every picture
-    that has it is relevant to it.
+    Images may share a caption: each caption is one candidate and one query, and every image that
+    has it is relevant to it.
 
     Args:
-        image_vectors: (pictures, width).
-        text_vectors: (pictures, width), of each picture's caption.
-        captions: each picture's caption, to tell captions apart: texts, numbers or rows of tokens.
+        image_vectors: (images, width).
+        text_vectors: (images, width), of each image's caption.
+        captions: each image's caption, to tell captions apart: texts, numbers or rows of tokens.
         ks: sequence of int.
 
     Returns:
         Dictionary of `"image_to_text@k"` and `"text_to_image@k"`, each in [0, 1], for each k.
 
     Raises:
-        ValueError: If the three do not have one row for each picture.
+        ValueError: If the three do not have one row for each image.
 
     Example:
 
@@ -77,7 +77,7 @@ def retrieval(
     captions = np.asarray(captions)
     if not len(image_vectors) == len(text_vectors) == len(captions):
         raise ValueError(
-            "Every picture needs a vector, its caption's vector and its caption. Received: "
+            "Every image needs a vector, its caption's vector and its caption. Received: "
             f"{len(image_vectors)}, {len(text_vectors)} and {len(captions)}"
         )
     _, firsts, numbers = np.unique(captions, axis=0, return_index=True, return_inverse=True)
@@ -96,7 +96,7 @@ def retrieval(
 def class_vectors(
     encode: Callable[[list[str]], np.ndarray], names: Sequence[str], templates: Sequence[str]
 ) -> np.ndarray:
-    """The mean of the vectors of each class's prompts (Radford et al. 2021, section 3.1.4).
+    """Compute the mean vector of each class's prompts (Radford et al. 2021, section 3.1.4).
 
     Args:
         encode: function from a list of texts to their unit vectors, (texts, width).
@@ -134,16 +134,17 @@ def zero_shot(
     labels: Sequence[int] | np.ndarray,
     ks: Sequence[int] = (1, 5),
 ) -> dict[str, float]:
-    """Accuracy of naming the class whose vector is the nearest.
+    """Compute the accuracy of classification by the nearest class vector.
 
     Args:
-        image_vectors: (pictures, width).
+        image_vectors: (images, width).
         vectors: (classes, width), see `class_vectors`.
-        labels: (pictures,) int, each picture's class.
+        labels: (images,) int, each image's class.
         ks: sequence of int.
 
     Returns:
-        Dictionary of `"top-k"`, in [0, 1], for each k: whether the class is among the k nearest.
+        Dictionary of `"top-k"`, in [0, 1], for each k: the share of images whose class is among
+        the k nearest.
 
     Raises:
         ValueError: If a label is no class.
@@ -152,7 +153,7 @@ def zero_shot(
     if labels.shape != (len(image_vectors),) or not np.isin(labels, np.arange(len(vectors))).all():
         raise ValueError(
             f"`labels` must be one number from 0 to {len(vectors) - 1} for each of the "
-            f"{len(image_vectors)} pictures. Received: {labels!r}"
+            f"{len(image_vectors)} images. Received: {labels!r}"
         )
     relevant = labels[:, None] == np.arange(len(vectors))
     return {f"top-{k}": recall_at(k, image_vectors @ vectors.T, relevant) for k in ks}

@@ -1,1 +1,1 @@
-"""Our own small model: its scenes, its training and how it is measured."""
+"""Our own small model: its scenes, its training and its evaluation."""

@@ -33,15 +33,15 @@ OPPOSITES = {"left of": "right of", "right of": "left of", "above": "below", "be
 
 
 class SceneData:
-    """Batches of scenes without an end, none drawn twice.
+    """Endless batches of scenes, none of which comes twice.
 
     Args:
         seed: int, 0 to 2**64 - 1.
-        image_size: int, side of the pictures in pixels.
+        image_size: int, side of the images in pixels.
         words: `Words` that the scenes are made of.
         tokenizer: `SimpleTokenizer` for the captions; `None` for that of `scene_tokenizer`.
-        contrasts: bool, whether every other scene is a `contrast` of the one before it, which
-            CLIP learns most from.
+        contrasts: bool, whether every other scene is a `contrast` of the one before it, from which
+            CLIP learns most.
 
     Example:
 
@@ -65,8 +65,8 @@ class SceneData:
         self.contrasts = contrasts
 
     def scenes(self, step: int, size: int) -> list[Scene]:
-        """The scenes of a batch, `step * size` to `(step + 1) * size - 1`."""
-        return [self._scene(place) for place in range(step * size, (step + 1) * size)]
+        """Return the scenes of a batch, `step * size` to `(step + 1) * size - 1`."""
+        return [self._scene(index) for index in range(step * size, (step + 1) * size)]
 
     def _scene(self, index):
         if self.contrasts and index % 2:
@@ -75,7 +75,7 @@ class SceneData:
         return training_scene(self.seed, index, self.words)
 
     def batch(self, step: int, size: int) -> dict[str, np.ndarray]:
-        """The batch of a step; a pure function of its arguments.
+        """Return the batch of a step; a pure function of its arguments.
 
         Args:
             step: int, from 0.
@@ -114,19 +114,19 @@ class SceneSource(Sequence):
 
 
 def contrast(scene: Scene, random: RandomChoices, words: Words = Words()) -> Scene:
-    """A scene whose caption differs from another's by as little as makes another picture.
+    """Make a scene whose caption differs from another's by a single word or the order of two.
 
-    It has another place where one is said; else another order, size or shape, or the colours of
-    its things are swapped. Without such negatives contrastive training learns which words a caption
-    has, not what it says (Yuksekgonul et al. 2023, arXiv:2210.01936, section 4).
+    The word is the position if the caption has one; else the relation, the size or the shape, or
+    the colours of two things are swapped. Without such negatives contrastive training learns the
+    words of a caption, not its meaning (Yuksekgonul et al. 2023, arXiv:2210.01936, section 4).
 
     Args:
         scene: a `Scene` of training.
-        random: random choices.
+        random: `RandomChoices`.
         words: the words to use.
 
     Returns:
-        A `Scene` that training may see; with the same words where no other can be made.
+        A `Scene` that training may see; with the same words if no other can be made.
     """
     changed = _changed(scene.description, words)
     legal = [[other for other in some if not grammar.held_out(other)] for some in changed]
@@ -137,7 +137,7 @@ def contrast(scene: Scene, random: RandomChoices, words: Words = Words()) -> Sce
 
 
 def _changed(description, words):
-    """Descriptions that differ by a word, or by the order of two: a list for each kind."""
+    """List descriptions that differ by a word or the order of two, for each kind of change."""
     things = description.things
 
     def changed(**fields):
@@ -149,7 +149,7 @@ def _changed(description, words):
             [changed(relation=OPPOSITES[description.relation])],
             [swapped] if swapped != description else [],
         ]
-    if description.position is not None:  # the hardest to learn, and seldom said
+    if description.position is not None:  # it is the hardest to learn, and few captions have it
         others = [other for other in grammar.POSITIONS if other != description.position]
         return [[changed(position=other) for other in others]]
     (thing,) = things
@@ -166,7 +166,7 @@ def _changed(description, words):
 
 @functools.cache
 def scene_tokenizer() -> SimpleTokenizer:
-    """The tokenizer of captions of scenes: each of their words is one token."""
+    """Make the tokenizer of captions, to which each of their words is one token."""
     captions = (training_scene(0, index).caption for index in range(LEARNT_CAPTIONS))
     return learn_tokenizer(captions, VOCABULARY_SIZE, MAX_LENGTH)
 
@@ -174,23 +174,23 @@ def scene_tokenizer() -> SimpleTokenizer:
 def evaluation_scenes(
     split: str, count: int = 512, seed: int = 0, words: Words = Words()
 ) -> list[Scene]:
-    """Scenes whose captions are prompts to evaluate with.
+    """Make scenes whose captions are prompts to evaluate with.
 
-    No two have the same description, and all say the background.
+    No two have the same description, and all captions name the background.
 
     Args:
-        split: `"seen"`, what training is made of; `"held-out pairs"`, things, places and pairs of
-            things that no training picture shows (see `scenes_grammar.held_out`); or `"held-out
-            templates"`, captions in a form that training does not have.
+        split: `"seen"`, scenes as in training; `"held-out pairs"`, things, positions and pairs of
+            things that no training image shows (see `grammar.held_out`); or `"held-out
+            templates"`, captions of a form that training does not have.
         count: int, how many.
         seed: int; each seed has other scenes.
-        words: the words to use. Where they have pairs, every other scene has two things.
+        words: the words to use. If they have pairs, every other scene has two things.
 
     Returns:
         List of `Scene`.
 
     Raises:
-        ValueError: the split is unknown, or the words make fewer descriptions than `count`.
+        ValueError: If the split is unknown, or the words make fewer descriptions than `count`.
     """
     if split not in SPLITS:
         known = ", ".join(map(repr, SPLITS))

@@ -1,8 +1,8 @@
-"""What a picture of a scene shows, measured without a network, and whether its prompt says so.
+"""A detector of the things in an image of a scene, without a network, and a judge of its prompt.
 
-The background is what the border shows. What differs from it falls into connected components. The
-colour of one is that of its core; its shape is the one whose template, placed by the component's
-area and centroid, covers the same pixels.
+The background is the colour of the border. Pixels of other colours form connected components. The
+colour of a component is that of its core. Its shape is the one whose template covers the same
+pixels, placed by the component's area and centroid.
 """
 
 import functools
@@ -19,22 +19,22 @@ ATTRIBUTES = ("background", "count", "colour", "shape", "size", "position", "rel
 
 # Units of sRGB. No two colours of the palette are nearer than twice CONTRAST.
 CONTRAST, MAX_COLOUR_DISTANCE = 43.0, 60.0
-MIN_AREA = 20 / SIZE**2  # share of the frame; a ninth of the smallest thing's
+MIN_AREA = 20 / SIZE**2  # share of the frame; a ninth of that of the smallest thing
 MIN_MATCH = 0.8  # intersection over union with the template; a blur of one pixel leaves 0.9
 BORDER = 2  # pixels
-THIRDS = 0.4, 0.6  # between what is at a side and what is in the centre
+THIRDS = 0.4, 0.6  # between a side and the centre
 SMALL, LARGE = 10.75 / SIZE, 15.25 / SIZE  # radii in the gaps between the three of RADII
 MAX_CANDIDATES = 4
 
 
 @dataclass(frozen=True)
 class Sighting:
-    """One thing as a picture shows it.
+    """One thing as an image shows it.
 
     Args:
         colour: one of the palette; `None` if none is near.
         shape: one of the shapes; `None` if none fits.
-        x, y, radius: where it is, as shares of the side of the frame.
+        x, y, radius: its centre and radius, as shares of the side of the frame.
         match: float, intersection over union with the shape that fits best.
     """
 
@@ -47,43 +47,43 @@ class Sighting:
 
     @property
     def size(self) -> str | None:
-        """`"small"`, `"large"`, or `None` for between."""
+        """The size: `"small"`, `"large"`, or `None` for between."""
         return "small" if self.radius < SMALL else "large" if self.radius > LARGE else None
 
     @property
     def cell(self) -> tuple[int, int]:
         """The cell of the position, (column, row) from the top left."""
-        column, row = (int(np.searchsorted(THIRDS, place)) for place in (self.x, self.y))
+        column, row = (int(np.searchsorted(THIRDS, share)) for share in (self.x, self.y))
         return column, row
 
 
 @dataclass(frozen=True)
 class Detection:
-    """What a picture shows: the colour of its background, `None` if none is near, and things."""
+    """The content of an image: the colour of its background, `None` if none is near, and things."""
 
     background: str | None
     things: tuple[Sighting, ...]
 
 
-def detect(picture: np.ndarray) -> Detection:
-    """Measure what a picture shows.
+def detect(image: np.ndarray) -> Detection:
+    """Measure the content of an image.
 
     Args:
-        picture: `(size, size, 3)` uint8, sRGB.
+        image: `(size, size, 3)` uint8, sRGB.
 
     Returns:
         A `Detection`, the largest thing first.
 
     Raises:
-        ValueError: the picture has another shape or dtype.
+        ValueError: If the image has another shape or dtype.
     """
-    square = picture.ndim == 3 and picture.shape == (len(picture), len(picture), 3)
-    if not square or picture.dtype != np.uint8:
+    square = image.ndim == 3 and image.shape == (len(image), len(image), 3)
+    if not square or image.dtype != np.uint8:
         raise ValueError(
-            "`picture` must be a square of uint8 with three channels. "
-            f"Received: shape {picture.shape}, {picture.dtype}"
+            "`image` must be a square of uint8 with three channels. "
+            f"Received: shape {image.shape}, {image.dtype}"
         )
-    pixels = picture.astype(np.float32)
+    pixels = image.astype(np.float32)
     edge = np.ones(pixels.shape[:2], bool)
     edge[BORDER:-BORDER, BORDER:-BORDER] = False
     ground = np.median(pixels[edge], axis=0)
@@ -94,18 +94,18 @@ def detect(picture: np.ndarray) -> Detection:
     return Detection(nearest_colour(ground), things)
 
 
-def judge(picture: np.ndarray, description: Description) -> dict[str, bool]:
-    """Compare a picture with what it should show.
+def judge(image: np.ndarray, description: Description) -> dict[str, bool]:
+    """Compare an image with a description.
 
     Args:
-        picture: `(size, size, 3)` uint8, sRGB.
-        description: a `Description`; `scenes_grammar.parse` makes it from a prompt.
+        image: `(size, size, 3)` uint8, sRGB.
+        description: a `Description`; `grammar.parse` makes it from a prompt.
 
     Returns:
-        Dictionary with those of `ATTRIBUTES` that the description says; of two things both must be
-        right. `"all"` is whether every other is.
+        Dictionary with those of `ATTRIBUTES` that the description has; of two things both must be
+        right. `"all"` tells if all others are.
     """
-    seen, said = detect(picture), description.things
+    seen, said = detect(image), description.things
     found = _assign(seen.things, description)
     missing = any(thing is None for thing in found)
     verdict = {"count": len(seen.things) == len(said)}
@@ -126,20 +126,20 @@ def judge(picture: np.ndarray, description: Description) -> dict[str, bool]:
 
 
 def accuracy(verdicts: Sequence[dict[str, bool]]) -> dict[str, float]:
-    """Share of right answers for each attribute, among the pictures whose prompt says it."""
+    """Compute the share of right answers for each attribute, among images whose prompt has it."""
     answers = {name: [one[name] for one in verdicts if name in one] for name in ATTRIBUTES}
     return {name: float(np.mean(some)) for name, some in answers.items() if some}
 
 
 def related(first: Sighting, second: Sighting, relation: str) -> bool:
-    """Whether the first thing is where a relation says, seen from the second."""
+    """Tell if two things stand in a relation, the first seen from the second."""
     right, down = RELATIONS[relation]
     x, y = first.x - second.x, first.y - second.y
     return x * right + y * down > abs(x * down) + abs(y * right)
 
 
 def nearest_colour(colour: np.ndarray) -> str | None:
-    """The name of the nearest colour of the palette; `None` if it is far."""
+    """Return the name of the nearest colour of the palette; `None` if it is far."""
     distances = np.linalg.norm(np.array(list(PALETTE.values())) - colour, axis=-1)
     nearest = int(np.argmin(distances))
     return list(PALETTE)[nearest] if distances[nearest] <= MAX_COLOUR_DISTANCE else None
@@ -149,13 +149,13 @@ def components(mask: np.ndarray) -> np.ndarray:
     """Number the connected parts of a mask; pixels that share a side are connected.
 
     Every pixel takes the lowest number of its neighbours, then that of the pixel so numbered, until
-    nothing changes: a few rounds, however long the way through a part is.
+    nothing changes. That takes a few rounds, however long the path through a part is.
 
     Args:
         mask: `(height, width)` bool.
 
     Returns:
-        `(height, width)` int, the same number all over a part, -1 outside.
+        `(height, width)` int, one number for each part, -1 outside.
     """
     none = mask.size
     labels = np.where(mask, np.arange(none).reshape(mask.shape), none)
@@ -174,7 +174,7 @@ def components(mask: np.ndarray) -> np.ndarray:
 def _sighting(pixels, ground, part):
     colour = np.median(pixels[_core(part)], axis=0)
     size = len(pixels)
-    # The component is wider than the thing where the contrast is high; half of it is the outline.
+    # At high contrast a component is wider than its thing; half of the contrast is the outline.
     share = (pixels - ground) @ (colour - ground) / np.square(colour - ground).sum()
     covered = (share >= 0.5) & _grown(_grown(part))
     if not covered.any():
@@ -196,9 +196,9 @@ def _sighting(pixels, ground, part):
 
 
 def _assign(things, description):
-    """The thing of the picture for each thing of the description, `None` for none.
+    """Assign a thing of the image to each thing of the description, `None` for none.
 
-    As many colours and shapes as can be are right, then the relation.
+    The assignment has the most right colours and shapes, then the right relation.
     """
     said = description.things
     candidates = [*things[:MAX_CANDIDATES], *[None] * len(said)]
@@ -213,7 +213,7 @@ def _assign(things, description):
 
 
 def _core(part):
-    """The pixels of a component away from its edge, or all where it is thin."""
+    """Return the pixels of a component away from its edge, or all if it is thin."""
     core = part
     for _ in range(2):
         smaller = ~_grown(~core)
@@ -231,7 +231,7 @@ def _grown(mask):
 
 @functools.cache
 def _moments(shape):
-    """Area of a shape of radius 1, and how far its centroid is below the centre of its box."""
+    """Return the area of a shape of radius 1, and how far its centroid is below its centre."""
     radius, size = 0.4, 500
     share = coverage(shape, np.array([[0.5, 0.5, radius]]), size)[0]
     rows = (np.arange(size) + 0.5) / size - 0.5

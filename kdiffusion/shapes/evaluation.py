@@ -11,35 +11,35 @@ from kdiffusion.shapes.detector import ATTRIBUTES, accuracy, judge
 from kdiffusion.shapes.grammar import held_out
 from kdiffusion.shapes.scenes import RandomChoices, Scene, place, render, training_scene
 
-Draw = Callable[[list[str]], np.ndarray]
+Generate = Callable[[list[str]], np.ndarray]
 
 ONE, TWO = "one thing", "two things"
 FRESH_STREAM = 8
 
 
 def evaluate(
-    draw: Draw, count: int = 512, training_seed: int = 0, trained: int = 4096
+    generate: Generate, count: int = 512, training_seed: int = 0, trained: int = 4096
 ) -> dict[str, Any]:
-    """Draw prompts and judge the pictures.
+    """Generate images of prompts and judge them.
 
     Args:
-        draw: function from a list of prompts to `(n, size, size, 3)` uint8 pictures, sRGB.
+        generate: function from a list of prompts to `(n, size, size, 3)` uint8 images, sRGB.
         count: int, prompts held out of training: half by their pairs, half by their templates.
-            Half as many again are such as training has seen.
+            Half as many again are like those of training.
         training_seed: int, seed of the `SceneData` that the model was trained with.
-        trained: int, how many of its scenes to look for the nearest in.
+        trained: int, how many of its scenes to search for the nearest.
 
     Returns:
         Dictionary of numbers that JSON can hold:
         - `rows`: for each kind of prompts their number `n`, and the share of right answers for each
-          of `scenes_detector.ATTRIBUTES`;
-        - `shuffled`: the same, when each picture is judged by another prompt of its kind: what luck
-          gives;
-        - `binding`: what `evaluate_binding` returns;
-        - `nearest`: what `nearest_training` returns.
+          of `detector.ATTRIBUTES`;
+        - `shuffled`: the same with each image judged by another prompt of its kind, the chance
+          level;
+        - `binding`: see `evaluate_binding`;
+        - `nearest`: see `nearest_training`.
 
     Raises:
-        ValueError: `count` is too small for every kind of prompts.
+        ValueError: If `count` is too small for every kind of prompts.
     """
     if count < 8:
         raise ValueError(f"`count` must be 8 or more. Received: {count}")
@@ -48,24 +48,23 @@ def evaluate(
         for scene in evaluation_scenes(split, count // 2):
             number = ONE if len(scene.description.things) == 1 else TWO
             scenes.setdefault(f"{split}, {number}", []).append(scene)
-    pictures = {name: _drawn(draw, kind) for name, kind in scenes.items()}
+    images = {name: _generated(generate, kind) for name, kind in scenes.items()}
     for number in (ONE, TWO):
         kinds = [f"{split}, {number}" for split in SPLITS[1:]]
         name = f"all held out, {number}"
         scenes[name] = [scene for kind in kinds for scene in scenes[kind]]
-        pictures[name] = np.concatenate([pictures[kind] for kind in kinds])
+        images[name] = np.concatenate([images[kind] for kind in kinds])
     return {
         "rows": {
-            name: {"n": len(kind)} | judge_all(pictures[name], kind)
-            for name, kind in scenes.items()
+            name: {"n": len(kind)} | judge_all(images[name], kind) for name, kind in scenes.items()
         },
         "shuffled": {
-            name: {"n": len(kind)} | judge_all(pictures[name], kind[1:] + kind[:1])
+            name: {"n": len(kind)} | judge_all(images[name], kind[1:] + kind[:1])
             for name, kind in scenes.items()
         },
-        "binding": evaluate_binding(draw, count // 8),
+        "binding": evaluate_binding(generate, count // 8),
         "nearest": nearest_training(
-            np.concatenate([pictures[f"seen, {number}"] for number in (ONE, TWO)]),
+            np.concatenate([images[f"seen, {number}"] for number in (ONE, TWO)]),
             scenes[f"seen, {ONE}"] + scenes[f"seen, {TWO}"],
             training_seed,
             trained,
@@ -73,28 +72,27 @@ def evaluate(
     }
 
 
-def judge_all(pictures: np.ndarray, scenes: Sequence[Scene]) -> dict[str, float]:
-    """Share of right answers for each attribute, each picture judged by the scene beside it."""
-    return accuracy([judge(picture, scene.description) for picture, scene in zip(pictures, scenes)])
+def judge_all(images: np.ndarray, scenes: Sequence[Scene]) -> dict[str, float]:
+    """Compute the share of right answers for each attribute, each image judged by its scene."""
+    return accuracy([judge(image, scene.description) for image, scene in zip(images, scenes)])
 
 
-def evaluate_binding(draw: Draw, count: int) -> dict[str, float]:
-    """Whether each of two things takes its own colour: swap them in the prompt, look at both.
+def evaluate_binding(generate: Generate, count: int) -> dict[str, float]:
+    """Measure if each of two things has its own colour, by prompts with swapped colours.
 
     Args:
-        draw: see `evaluate`.
+        generate: see `evaluate`.
         count: int, how many prompts.
 
     Returns:
-        Dictionary of `n`; `both`, share of prompts for which the picture and that of the
-        prompt with swapped colours are all right; `crossed`, share of the pictures that would be
-        all right for the other prompt.
+        Dictionary of `n`; `both`, share of prompts whose image and that of the prompt with swapped
+        colours are all right; `crossed`, share of images that are all right for the other prompt.
     """
     firsts = [scene for scene in evaluation_scenes("seen", 8 * count) if _can_swap(scene)][:count]
     seconds = [dataclasses.replace(one, description=one.description.swapped()) for one in firsts]
-    pictures = _drawn(draw, firsts + seconds)
+    images = _generated(generate, firsts + seconds)
     own, other = (
-        np.array([judge(*pair)["all"] for pair in zip(pictures, descriptions)])
+        np.array([judge(*pair)["all"] for pair in zip(images, descriptions)])
         for descriptions in (
             [scene.description for scene in firsts + seconds],
             [scene.description for scene in seconds + firsts],
@@ -108,18 +106,18 @@ def evaluate_binding(draw: Draw, count: int) -> dict[str, float]:
     }
 
 
-def _drawn(draw, scenes):
-    pictures = draw([scene.caption for scene in scenes])
-    if len(pictures) != len(scenes):
+def _generated(generate, scenes):
+    images = generate([scene.caption for scene in scenes])
+    if len(images) != len(scenes):
         raise ValueError(
-            "`draw` must return one picture for each prompt. "
-            f"Received: {len(pictures)} for {len(scenes)} prompts"
+            "`generate` must return one image for each prompt. "
+            f"Received: {len(images)} for {len(scenes)} prompts"
         )
-    return pictures
+    return images
 
 
 def _can_swap(scene):
-    """Whether swapped colours make another scene, such as training has seen too."""
+    """Tell if swapped colours make another scene, one that training may see."""
     things = scene.description.things
     colours, shapes = {thing.colour for thing in things}, {thing.shape for thing in things}
     if len(colours) < 2 or len(shapes) < 2:
@@ -128,20 +126,20 @@ def _can_swap(scene):
 
 
 def nearest_training(
-    pictures: np.ndarray, scenes: Sequence[Scene], training_seed: int = 0, trained: int = 4096
+    images: np.ndarray, scenes: Sequence[Scene], training_seed: int = 0, trained: int = 4096
 ) -> dict[str, float]:
-    """How far pictures are from the nearest of the first training pictures.
+    """Measure the distance of images to the nearest of the first training images.
 
     A model that remembers its training generates images nearer to it than new scenes are.
 
     Args:
-        pictures: `(n, size, size, 3)` uint8.
-        scenes: what they show; drawn with things in new places, they are what to compare with.
+        images: `(n, size, size, 3)` uint8.
+        scenes: their scenes; rendered with things at new positions, they are the comparison.
         training_seed: int, seed of the training scenes.
-        trained: int, how many of them to look at.
+        trained: int, how many of them to search.
 
     Returns:
-        Dictionary of `n`, training pictures looked at, and medians of the root mean square
+        Dictionary of `n`, the number of training images, and medians of the root mean square
         distance in levels of 255, between means of 4 x 4 pixels: `pictures`, and `new_scenes`.
     """
     new = [
@@ -150,16 +148,16 @@ def nearest_training(
         )
         for n, scene in enumerate(scenes)
     ]
-    size = pictures.shape[1]
-    drawn = _shrunk(np.concatenate([pictures, render(new, size)]))
-    nearest = np.full(len(drawn), np.inf)
+    size = images.shape[1]
+    shown = _shrunk(np.concatenate([images, render(new, size)]))
+    nearest = np.full(len(shown), np.inf)
     for start in range(0, trained, 256):
-        places = range(start, min(start + 256, trained))
-        some = _shrunk(render([training_scene(training_seed, n) for n in places], size))
-        squares = np.square(some).sum(-1) - 2.0 * drawn @ some.T
+        indices = range(start, min(start + 256, trained))
+        some = _shrunk(render([training_scene(training_seed, n) for n in indices], size))
+        squares = np.square(some).sum(-1) - 2.0 * shown @ some.T
         nearest = np.minimum(nearest, squares.min(axis=1))
-    squares = np.maximum(nearest + np.square(drawn).sum(-1), 0.0)
-    distances = np.sqrt(squares / drawn.shape[1])
+    squares = np.maximum(nearest + np.square(shown).sum(-1), 0.0)
+    distances = np.sqrt(squares / shown.shape[1])
     return {
         "n": trained,
         "pictures": float(np.median(distances[: len(new)])),
@@ -167,15 +165,15 @@ def nearest_training(
     }
 
 
-def _shrunk(pictures):
-    """Means of 4 x 4 pixels, a row for each picture."""
-    cells = pictures.shape[1] // 4
-    pixels = pictures[:, : 4 * cells, : 4 * cells].astype(np.float32)
-    return pixels.reshape(-1, cells, 4, cells, 4, 3).mean(axis=(2, 4)).reshape(len(pictures), -1)
+def _shrunk(images):
+    """Compute the means of 4 x 4 pixels, a row for each image."""
+    cells = images.shape[1] // 4
+    pixels = images[:, : 4 * cells, : 4 * cells].astype(np.float32)
+    return pixels.reshape(-1, cells, 4, cells, 4, 3).mean(axis=(2, 4)).reshape(len(images), -1)
 
 
 def markdown(numbers: dict[str, Any]) -> str:
-    """The numbers of `evaluate` as a Markdown table, percentages of right answers."""
+    """Return the numbers of `evaluate` as a Markdown table of percentages of right answers."""
     lines = [
         f"| prompts | n | {' | '.join(ATTRIBUTES)} | another prompt |",
         f"|---|{'---:|' * (len(ATTRIBUTES) + 2)}",
@@ -188,10 +186,10 @@ def markdown(numbers: dict[str, Any]) -> str:
     lines += [
         "",
         f"Swapped colours: of {binding['n']} prompts of two things, {binding['both']:.1%} are "
-        f"right with their colours and with them swapped; {binding['crossed']:.1%} of the pictures "
+        f"right with their colours and with them swapped; {binding['crossed']:.1%} of the images "
         "show the other prompt.",
         "",
-        f"Nearest of {nearest['n']} training pictures: {nearest['pictures']:.1f} levels of 255 "
+        f"Nearest of {nearest['n']} training images: {nearest['pictures']:.1f} levels of 255 "
         f"away, new scenes {nearest['new_scenes']:.1f} (medians of root mean squares).",
     ]
     return "\n".join(lines)

@@ -1,6 +1,6 @@
-"""What captions of scenes say, such as "a small red circle at the left on a blue background".
+"""The grammar of captions such as "a small red circle at the left on a blue background".
 
-A `Description` holds what a caption says and nothing else, so a picture can be judged from its
+A `Description` holds the meaning of a caption and nothing else, so an image can be judged by its
 prompt alone. `write` and `parse` are each other's inverses, for every template and wording.
 """
 
@@ -15,7 +15,7 @@ COLOURS = ("red", "green", "blue", "yellow", "purple", "orange", "black", "white
 SHAPES = ("circle", "square", "triangle", "diamond", "ring", "cross")
 SIZES = ("small", "large")
 
-# The cell of each position, (column, row) from the top left, and its wordings.
+# Each position is a cell, (column, row) from the top left; its wordings follow.
 POSITIONS = {
     "top left": (0, 0),
     "top": (1, 0),
@@ -38,7 +38,7 @@ _PLACES = {
     corner: (f"at the {corner}", f"in the {corner} corner", f"in the {corner}")
     for corner in ("top left", "top right", "bottom left", "bottom right")
 }
-# From the second thing to the first: (right, down).
+# These are directions from the second thing to the first: (right, down).
 RELATIONS = {"left of": (-1, 0), "right of": (1, 0), "above": (0, -1), "below": (0, 1)}
 _RELATION_WORDINGS = {
     "left of": ("left of", "to the left of", "on the left of"),
@@ -47,8 +47,8 @@ _RELATION_WORDINGS = {
     "below": ("below", "below", "below"),
 }
 
-# A bracket is left out of a caption that names no background. {things} is what stands there and
-# where, {ground} "a blue background", {background} "blue".
+# A caption that names no background leaves a bracket out. {things} are the things and their
+# position, {ground} is "a blue background", {background} is "blue".
 TEMPLATES = (
     "{things}[ on {ground}]",
     "{things}[ against {ground}]",
@@ -66,10 +66,10 @@ TEMPLATES = (
     "a picture of {ground} with {things}",
     "a drawing of {things}[ in front of {ground}]",
 )
-# The rest, a fifth, is held out of training. All of their words occur in these.
+# The rest, a fifth, is held out of training. All of their words occur in the first ones.
 NUM_TRAINED_TEMPLATES = 12
 
-# In training each shape lacks one colour and one position; two colours have every shape.
+# In training each shape lacks one colour and one position; two colours have all shapes.
 HELD_OUT_COLOURS = {
     ("purple", "triangle"),
     ("yellow", "ring"),
@@ -86,7 +86,7 @@ HELD_OUT_POSITIONS = {
     ("ring", "top"),
     ("cross", "left"),
 }
-HELD_OUT_PAIRS = 26  # of 256 pairs of things, told by the first byte of their hash
+HELD_OUT_PAIRS = 26  # of 256 pairs of things, chosen by the first byte of their hash
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class Thing:
     Args:
         colour: one of `COLOURS`.
         shape: one of `SHAPES`.
-        size: one of `SIZES`; `None` if the caption does not say.
+        size: one of `SIZES`; `None` if the caption has none.
     """
 
     colour: str
@@ -114,17 +114,17 @@ class Thing:
 
 @dataclass(frozen=True)
 class Description:
-    """What a caption says about a picture.
+    """The meaning of a caption.
 
     Args:
         things: one `Thing`, or two of which neither has a size.
-        background: one of `COLOURS`; `None` if the caption does not say.
-        position: one of `POSITIONS`, where a single thing is; `None` if the caption does not say.
-        relation: one of `RELATIONS`, where the first of two things is, seen from the second.
+        background: one of `COLOURS`; `None` if the caption has none.
+        position: one of `POSITIONS`, of a single thing; `None` if the caption has none.
+        relation: one of `RELATIONS`, of the first of two things, seen from the second.
 
     Raises:
-        ValueError: a word is unknown, a thing has the colour of the background, two things are
-            alike, or what is said does not fit the number of things.
+        ValueError: If a word is unknown, a thing has the colour of the background, two things are
+            alike, or position, relation and size do not fit the number of things.
 
     Example:
 
@@ -158,7 +158,7 @@ class Description:
             raise ValueError(f"`things` must be one or two. Received: {len(self.things)}")
 
     def swapped(self) -> "Description":
-        """The same two things with each other's colours."""
+        """Return the same two things with each other's colours."""
         first, second = self.things
         things = Thing(second.colour, first.shape), Thing(first.colour, second.shape)
         return Description(things, self.background, relation=self.relation)
@@ -170,10 +170,10 @@ def with_article(words: str) -> str:
 
 
 def held_out(description: Description) -> bool:
-    """Whether training has no such picture: it is kept to test what a model puts together itself.
+    """Tell if a description is held out of training, to test how a model composes.
 
     Held out are pairs of colour and shape, pairs of shape and position, and one pair of things in
-    ten, in either order, since "A left of B" and "B right of A" are one picture.
+    ten, in either order, since "A left of B" and "B right of A" are one image.
     """
     things = description.things
     if any((thing.colour, thing.shape) in HELD_OUT_COLOURS for thing in things):
@@ -185,7 +185,7 @@ def held_out(description: Description) -> bool:
 
 
 def fits(template: int, description: Description) -> bool:
-    """Whether a template can be written: some of them must name the background."""
+    """Tell if a template suits a description; some templates must name the background."""
     if description.background is not None:
         return True
     return re.search(r"{(ground|background)}", _bare(TEMPLATES[template])) is None
@@ -196,14 +196,14 @@ def write(description: Description, template: int = 0, wording: int = 0) -> str:
 
     Args:
         description: a `Description`.
-        template: int, place in `TEMPLATES`.
-        wording: int, 0 to `NUM_WORDINGS` - 1: how position and relation are said.
+        template: int, index in `TEMPLATES`.
+        wording: int, 0 to `NUM_WORDINGS` - 1, of position and relation.
 
     Returns:
         The caption, lower case, without a full stop.
 
     Raises:
-        ValueError: the template names the background, the description does not.
+        ValueError: If the template names the background and the description has none.
     """
     if not fits(template, description):
         raise ValueError(
@@ -221,7 +221,7 @@ def write(description: Description, template: int = 0, wording: int = 0) -> str:
 
 
 def parse(caption: str) -> Description:
-    """Read a caption of this grammar back.
+    """Parse a caption of this grammar.
 
     Args:
         caption: a text; case, spaces and a full stop at its end do not matter.
@@ -230,7 +230,7 @@ def parse(caption: str) -> Description:
         The `Description` that `write` wrote.
 
     Raises:
-        ValueError: the caption is not of this grammar, or describes what cannot be seen.
+        ValueError: If the caption is not of this grammar, or its thing would be invisible.
 
     Example:
 

@@ -18,7 +18,7 @@ from kdiffusion.shapes.scenes import Words
 
 @dataclass(frozen=True)
 class Stage:
-    """How long and how fast a network is trained.
+    """The length and the speed of a network's training.
 
     Args:
         steps: int.
@@ -39,21 +39,21 @@ class Stage:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A model, how it is trained and what it must reach.
+    """A model, its training, and the quality that it must reach.
 
     Args:
-        seed: int, of scenes, new weights and all draws.
-        words: `Words` that scenes are made of.
-        image_size: int, side of the pictures in pixels.
+        seed: int, of scenes, new weights and all random numbers.
+        words: `Words` of the scenes.
+        image_size: int, side of the images in pixels.
         autoencoder, text_encoder, image_tower, diffusion_model: architectures.
-        schedule: `Schedule`. Flat pictures must be able to start from pure noise.
+        schedule: `Schedule`, which ends in pure noise: flat images need that.
         autoencoder_stage, clip_stage, diffusion_stage: `Stage` of each.
         latents: int, scenes whose latents the diffusion model is trained with.
         min_psnr: float, in dB, that reconstructions must reach, see `check_autoencoder`.
-        min_accuracy: float, share of reconstructions that must show all that their captions say.
+        min_accuracy: float, share of reconstructions that must agree with their captions.
         min_retrieval: float, share of first guesses of CLIP that must be right, see `measure_clip`.
-        prompts: int, how many the model and its parts are measured with.
-        reported: bool, whether the model is measured when it is done, which takes all words.
+        prompts: int, how many prompts measure the model and its parts.
+        reported: bool, whether the finished model is measured, which takes all words.
     """
 
     seed: int = 0
@@ -88,7 +88,7 @@ class Recipe:
     diffusion_model: DiffusionArchitecture = DiffusionArchitecture(
         channels=(48, 96, 112),
         layers_per_level=1,
-        # Attention where it is cheap: a quarter less work than with it at 16 x 16 too.
+        # Attention at 16 x 16, too, would take a third more work.
         depths=(0, 1, 1),
         num_heads=(2, 4, 4),
         context_width=128,
@@ -108,12 +108,12 @@ class Recipe:
     reported: bool = True
 
     def data(self, contrasts: bool = False) -> SceneData:
-        """The scenes of training, without an end, see `SceneData`."""
+        """Return the endless scenes of training, see `SceneData`."""
         return SceneData(self.seed, self.image_size, self.words, contrasts=contrasts)
 
 
-# Four minutes on two cores: pictures of a quarter of the size, too small for kernels that take long
-# to compile.
+# This recipe takes four minutes on two cores. Its images have a quarter of the size, too small for
+# kernels that take long to compile.
 MICRO = Recipe(
     words=Words(("red", "blue"), ("circle", "cross"), ("white",), pairs=0.0),
     image_size=32,

@@ -1,4 +1,4 @@
-"""What `shapes` can do: how it is drawn with, how its CLIP is measured, and its model card."""
+"""The report of `shapes`: its images, the measures of its CLIP, and its model card."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ from kdiffusion.shapes.scenes import Words, render
 from kdiffusion.training.loop.report import read_log
 from kdiffusion.training.trainers.clip import CLIPTrainer
 
-_AT_A_TIME = 16  # pictures
+_AT_A_TIME = 16  # images
 
-# What tells most of how a stage went: folder, figure in its log, title.
+# Each curve has the folder of a stage, a figure of its log, and a title.
 _CURVES = (
     ("autoencoder", "psnr", "autoencoder: reconstructions, dB"),
     ("clip", "text_to_image@1", "CLIP: right among the batch"),
@@ -36,8 +36,8 @@ _CURVES = (
 )
 
 
-def draw(model: StableDiffusion, prompts: list[str], **settings) -> np.ndarray:
-    """Pictures of prompts as the report draws them: with 20 steps, and all else by default.
+def generate(model: StableDiffusion, prompts: list[str], **settings) -> np.ndarray:
+    """Generate images of prompts for the report: with 20 steps, and all else by default.
 
     Args:
         model: `StableDiffusion`.
@@ -47,56 +47,56 @@ def draw(model: StableDiffusion, prompts: list[str], **settings) -> np.ndarray:
     Returns:
         (n, height, width, 3) uint8.
     """
-    pictures = []
+    images = []
     for start in range(0, len(prompts), _AT_A_TIME):
         some = prompts[start : start + _AT_A_TIME]
-        # Always as many, so that nothing is compiled for the last ones.
+        # The number is always the same, so nothing is compiled for the last ones.
         some = some + some[-1:] * (min(_AT_A_TIME, len(prompts)) - len(some))
-        pictures.append(model.text_to_image(some, num_steps=20, seed=start, verbose=0, **settings))
-    return np.concatenate(pictures)[: len(prompts)]
+        images.append(model.text_to_image(some, num_steps=20, seed=start, verbose=0, **settings))
+    return np.concatenate(images)[: len(prompts)]
 
 
 def reconstruct(
-    image_encoder: ImageEncoder, image_decoder: ImageDecoder, pictures: np.ndarray
+    image_encoder: ImageEncoder, image_decoder: ImageDecoder, images: np.ndarray
 ) -> np.ndarray:
-    """Pictures from the means of their latents.
+    """Reconstruct images from the means of their latents.
 
     Args:
         image_encoder, image_decoder: the two halves of an autoencoder.
-        pictures: (n, height, width, 3) uint8.
+        images: (n, height, width, 3) uint8.
 
     Returns:
         Likewise.
     """
     parts = []
-    for start in range(0, len(pictures), _AT_A_TIME):
-        part = _to_model(pictures[start : start + _AT_A_TIME])
+    for start in range(0, len(images), _AT_A_TIME):
+        part = _to_model(images[start : start + _AT_A_TIME])
         decoded = image_decoder(image_encoder(part)["mean"])
         parts.append(to_uint8(ops.convert_to_numpy(decoded)))
     return np.concatenate(parts)
 
 
-def psnr(pictures: np.ndarray, others: np.ndarray) -> float:
-    """The mean of the pictures' peak signal-to-noise ratios, in dB.
+def psnr(images: np.ndarray, others: np.ndarray) -> float:
+    """Compute the mean peak signal-to-noise ratio of images, in dB.
 
     Args:
-        pictures, others: (n, height, width, 3) uint8.
+        images, others: (n, height, width, 3) uint8.
     """
-    error = np.square(np.subtract(pictures, others, dtype=np.float64)).mean(axis=(1, 2, 3))
+    error = np.square(np.subtract(images, others, dtype=np.float64)).mean(axis=(1, 2, 3))
     return float(np.mean(10.0 * np.log10(255.0**2 / np.maximum(error, 1e-3))))
 
 
 def measure_clip(trainer: CLIPTrainer, words: Words = Words(), count: int = 256) -> dict[str, Any]:
-    """How well CLIP finds pictures by captions and captions by pictures.
+    """Measure how well CLIP finds images by captions and captions by images.
 
     Args:
         trainer: `CLIPTrainer`.
         words: `Words` that it was trained with.
-        count: int, how many scenes; half of them show what training does not, the captions of the
-            others are of a form that training does not have. All captions differ.
+        count: int, how many scenes; half of them have things that training does not show, the
+            captions of the others have a form that training does not have. All captions differ.
 
     Returns:
-        What `clip_metrics.retrieval` returns.
+        Dictionary, see `evaluation.retrieval.retrieval`.
 
     Raises:
         ValueError: If the trainer has no tokenizer.
@@ -106,49 +106,49 @@ def measure_clip(trainer: CLIPTrainer, words: Words = Words(), count: int = 256)
     scenes = [
         scene for split in SPLITS[1:] for scene in evaluation_scenes(split, count // 2, words=words)
     ]
-    pictures = render(scenes, trainer.image_tower.architecture.image_size)
+    images = render(scenes, trainer.image_tower.architecture.image_size)
     captions = [scene.caption for scene in scenes]
     return retrieval(
-        trainer.encode_images(_to_model(pictures)),
+        trainer.encode_images(_to_model(images)),
         trainer.encode_text(trainer.tokenizer.rows(captions)),
         captions,
     )
 
 
-def _to_model(pictures):
-    return pictures / np.float32(127.5) - np.float32(1.0)
+def _to_model(images):
+    return images / np.float32(127.5) - np.float32(1.0)
 
 
-def gallery(pictures: np.ndarray, captions: list[str], columns: int = 8) -> Image.Image:
-    """Pictures, twice as large, each above its caption.
+def gallery(images: np.ndarray, captions: list[str], columns: int = 8) -> Image.Image:
+    """Lay out images, twice as large, each above its caption.
 
     Args:
-        pictures: (n, height, width, 3) uint8.
+        images: (n, height, width, 3) uint8.
         captions: list of n texts.
-        columns: int, pictures side by side.
+        columns: int, images side by side.
     """
-    height, width = (2 * side for side in pictures.shape[1:3])
+    height, width = (2 * side for side in images.shape[1:3])
     margin, text_height = 10, 64
     cell = width + margin, height + text_height
-    rows = -(-len(pictures) // columns)
+    rows = -(-len(images) // columns)
     whole = Image.new("RGB", (columns * cell[0] + margin, rows * cell[1] + margin), "white")
     pen, font = ImageDraw.Draw(whole), ImageFont.load_default(size=11)
-    for place, (picture, caption) in enumerate(zip(pictures, captions)):
-        x, y = (place % columns) * cell[0] + margin, (place // columns) * cell[1] + margin
-        shown = Image.fromarray(picture).resize((width, height), Image.Resampling.LANCZOS)
+    for number, (image, caption) in enumerate(zip(images, captions)):
+        x, y = (number % columns) * cell[0] + margin, (number // columns) * cell[1] + margin
+        shown = Image.fromarray(image).resize((width, height), Image.Resampling.LANCZOS)
         whole.paste(shown, (x, y))
         pen.text((x, y + height + 3), textwrap.fill(caption, 23), "black", font)
     return whole
 
 
 def plot_stages(folder: Path) -> Path | None:
-    """Draw how the stages of a run went into its `curves.png`.
+    """Plot the curves of a run's stages as its `curves.png`.
 
     Args:
         folder: the run's folder.
 
     Returns:
-        The picture's path, or `None` without matplotlib.
+        The path of the plot, or `None` without matplotlib.
     """
     if importlib.util.find_spec("matplotlib") is None:
         return None
@@ -168,7 +168,7 @@ def plot_stages(folder: Path) -> Path | None:
 
 
 def versions() -> dict[str, str]:
-    """The versions of what computed."""
+    """Return the versions of the software that computed."""
     names = ("keras", "numpy", keras.backend.backend())
     return {
         "kdiffusion": kdiffusion.__version__,
@@ -178,7 +178,7 @@ def versions() -> dict[str, str]:
 
 
 def card(manifest: dict[str, Any]) -> str:
-    """The model card, with the figures that were measured.
+    """Write the model card with the measured figures.
 
     Args:
         manifest: dictionary of `autoencoder`, `clip`, `guided` and `unguided` figures, and of the
@@ -207,10 +207,10 @@ pipeline_tag: text-to-image
 
 # shapes
 
-A small Stable Diffusion, trained from nothing by `python -m kdiffusion.shapes`: pictures
-of 64 x 64 pixels that show one or two plain things on a plain background, as a sentence tells. The
-weights are float16 in diffusers' layout, licensed under Apache-2.0. Nobody's pictures or texts
-were used: every scene was drawn by a program.
+A small Stable Diffusion, trained from scratch by `python -m kdiffusion.shapes`. It generates images
+of 64 x 64 pixels: one or two plain things on a plain background, as a sentence describes them. The
+weights are float16 in diffusers' layout, licensed under Apache-2.0. Nobody's images or texts were
+used: a program rendered every scene.
 
 ## What it understands
 
@@ -224,10 +224,10 @@ blue background". It knows no other words, and nothing of the world.
 
 ## What was measured
 
-Percentages of prompts whose picture is right, with 20 steps and all else by default, judged by a
-program that measures pictures; "another prompt" is what luck gives. Held-out pairs are colours
-with shapes, shapes with positions, and pairs of things that training never shows; held-out
-templates are forms of sentences that it never uses.
+Per cent of images that our detector accepts, with 20 steps and all else by default. "another
+prompt" is the chance level. Held-out pairs are colours with shapes, shapes with positions, and
+pairs of things that training never shows. Held-out templates are forms of sentences that it never
+uses.
 
 {guided}
 
@@ -235,10 +235,10 @@ Without guidance:
 
 {unguided}
 
-The autoencoder alone: reconstructions of {psnr:.1f} dB, {right:.1%} of them all right. CLIP, which
-stands whole in `clip/` and whose text tower the text encoder was before it learnt on with the
-diffusion model, finds the picture of {text_to_image:.1%} of {captions} held-out captions, and the
-caption of {image_to_text:.1%} of their pictures.
+The autoencoder alone: reconstructions of {psnr:.1f} dB, {right:.1%} of them all right. CLIP is in
+`clip/`; the text encoder is its text tower, trained further with the diffusion model. CLIP finds
+the image of {text_to_image:.1%} of {captions} held-out captions, and the caption of
+{image_to_text:.1%} of their images.
 
 How it was trained, with which versions and seeds, and all figures: `manifest.json`.
 """

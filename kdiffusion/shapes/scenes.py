@@ -1,8 +1,8 @@
-"""Scenes: pictures of one or two plain things, drawn from records that have captions.
+"""Scenes: images of one or two plain things, rendered from records that have captions.
 
 Scene `i` of a seed is a pure function of the two. Lengths are shares of the side of the square
-frame, so a scene is drawn at any size. Edges are one pixel wide: the share of a pixel that a shape
-covers is taken from the signed distance to its outline.
+frame, so a scene can be rendered at any size. Edges are one pixel wide: the share of a pixel that a
+shape covers follows from the signed distance to its outline.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,13 +26,13 @@ PALETTE = {
 }
 
 SIZE = 64
-# In pixels of a frame of SIZE, from which they are scaled. Three sizes with gaps between them: a
-# thing whose size is not said is in the middle.
+# Lengths are in pixels of a frame of SIZE. There are three sizes with gaps between them; a thing
+# without a size has the middle one.
 RADII = {"small": (8.5, 9.5), None: (12.0, 14.0), "large": (16.5, 18.0)}
 PAIR_RADII = (10.0, 12.0)
 EXTENT = 1.15  # half the side of the box that holds any shape of radius 1
 MARGIN, GAP = 1.5, 4.0
-SIDE = (15.0, 20.0)  # distance to the edge of what is "at the left", unless it is larger
+SIDE = (15.0, 20.0)  # distance of a thing "at the left" to the edge, unless the thing is larger
 CENTRE_JITTER, FREE_JITTER, PAIR_JITTER = 2.5, 6.0, 5.0
 
 MAX_ATTEMPTS = 1000
@@ -41,7 +41,7 @@ TRAINING_STREAM, EVALUATION_STREAM = 0, 1
 
 @dataclass(frozen=True)
 class Placement:
-    """Where a thing is: centre of its box and radius, as shares of the side of the frame."""
+    """The centre of a thing's box and its radius, as shares of the side of the frame."""
 
     x: float
     y: float
@@ -50,13 +50,13 @@ class Placement:
 
 @dataclass(frozen=True)
 class Scene:
-    """A picture as a record.
+    """An image as a record.
 
     Args:
-        description: what the caption says.
-        background: the colour of the background, said or not.
+        description: the meaning of the caption.
+        background: the colour of the background, in the caption or not.
         placements: one `Placement` for each thing.
-        template, wording: how the caption says it, as `scenes_grammar.write` takes them.
+        template, wording: form of the caption, see `grammar.write`.
     """
 
     description: Description
@@ -67,14 +67,14 @@ class Scene:
 
     @property
     def caption(self) -> str:
-        """The caption."""
+        """The caption of the image."""
         return grammar.write(self.description, self.template, self.wording)
 
     def render(self, size: int = SIZE) -> np.ndarray:
-        """Draw the scene.
+        """Render the scene.
 
         Args:
-            size: int, side of the picture in pixels.
+            size: int, side of the image in pixels.
 
         Returns:
             `(size, size, 3)` uint8, sRGB.
@@ -84,7 +84,7 @@ class Scene:
 
 @dataclass(frozen=True)
 class Words:
-    """The words that scenes are made of; fewer of them make an easier data set.
+    """The words of scenes; fewer of them make an easier data set.
 
     Args:
         colours, shapes, backgrounds: tuples of words of the grammar.
@@ -98,14 +98,14 @@ class Words:
 
 
 class RandomChoices:
-    """Random choices that are a pure function of a key; the same on every version of NumPy.
+    """Random choices as a pure function of a key, the same on every version of NumPy.
 
     Args:
         seed, index: int, 0 to 2**64 - 1, key of a Philox generator (Salmon et al. 2011).
         stream: int, one for each use of a key.
 
     Raises:
-        ValueError: the seed or the index is out of range.
+        ValueError: If the seed or the index is out of range.
     """
 
     def __init__(self, seed: int, index: int, stream: int = TRAINING_STREAM):
@@ -114,36 +114,36 @@ class RandomChoices:
                 "A seed and the index of a scene must be whole numbers from 0 to 2**64 - 1. "
                 f"Received: seed={seed}, index={index}"
             )
-        # Only the words of a bit generator are promised to stay the same (NumPy's NEP 19).
+        # NumPy promises stability for the words of a bit generator alone (NEP 19).
         key = np.array([seed, index], np.uint64)
         self._words = np.random.Philox(key=key, counter=[0, 0, 0, stream])
 
     def uniform(self, low: float, high: float) -> float:
-        """A float from `low` to `high`."""
+        """Draw a float from `low` to `high`."""
         return low + (high - low) * (self._words.random_raw() >> 11) * 2.0**-53
 
     def below(self, count: int) -> int:
-        """An int from 0 to `count` - 1."""
+        """Draw an int from 0 to `count` - 1."""
         return self._words.random_raw() % count
 
     def choice(self, options: Sequence):
-        """One of the options."""
+        """Draw one of the options."""
         return options[self.below(len(options))]
 
 
 def training_scene(seed: int, index: int, words: Words = Words()) -> Scene:
-    """Scene `index` of a seed, of what training may see.
+    """Make scene `index` of a seed, one that training may see.
 
     Args:
         seed, index: int, 0 or more.
         words: the words to use.
 
     Raises:
-        ValueError: the words make no scene that training may see.
+        ValueError: If the words make no scene that training may see.
     """
     random = RandomChoices(seed, index)
     background, description = describe(random, words, hidden_background=0.1)
-    # Half of the captions are the plainest, which is what people write.
+    # Half of the captions have the plainest form, the one that people write.
     template = random.below(grammar.NUM_TRAINED_TEMPLATES) if random.below(2) else 0
     if not grammar.fits(template, description):
         template = 0
@@ -157,10 +157,10 @@ def describe(
     """Draw a background and a description.
 
     Args:
-        random: random choices.
+        random: `RandomChoices`.
         words: the words to use.
-        hidden_background: float, share of descriptions that do not say the background.
-        held_out: whether it must be held out of training; otherwise it never is.
+        hidden_background: float, share of descriptions without a background.
+        held_out: bool, whether the description must be held out of training or must not.
 
     Returns:
         The colour of the background, and the description.
@@ -189,7 +189,7 @@ def describe(
 
 
 def place(description: Description, random: RandomChoices) -> tuple[Placement, ...]:
-    """Draw where the things of a description are: within the frame, apart, as it says."""
+    """Draw the positions of the things of a description, within the frame and apart."""
     if len(description.things) == 2:
         return _place_pair(description.relation, random)
     radius = random.uniform(*RADII[description.things[0].size])
@@ -212,7 +212,7 @@ def _place_pair(relation, random):
     radii = [random.uniform(*PAIR_RADII) for _ in range(2)]
     halves = [EXTENT * radius for radius in radii]
     right, down = RELATIONS[relation]
-    # Along the axis of the relation, what is left of the frame is shared out before and between.
+    # Along the axis of the relation, the rest of the frame lies before and between the things.
     order = (0, 1) if right + down < 0 else (1, 0)
     room = SIZE - 2 * MARGIN - GAP - 2 * sum(halves)
     before = random.uniform(0, room)
@@ -230,17 +230,17 @@ def _placement(x, y, radius):
 
 
 def render(scenes: Sequence[Scene], size: int = SIZE) -> np.ndarray:
-    """Draw scenes.
+    """Render scenes.
 
     Args:
         scenes: `Scene` records.
-        size: int, side of the pictures in pixels.
+        size: int, side of the images in pixels.
 
     Returns:
         `(len(scenes), size, size, 3)` uint8, sRGB.
     """
     grounds = np.array([PALETTE[scene.background] for scene in scenes], np.float32)
-    pictures = np.broadcast_to(grounds[:, None, None], (len(scenes), size, size, 3)).copy()
+    images = np.broadcast_to(grounds[:, None, None], (len(scenes), size, size, 3)).copy()
     for shape in SHAPES:
         found = [
             (n, PALETTE[thing.colour], (spot.x, spot.y, spot.radius))
@@ -248,18 +248,18 @@ def render(scenes: Sequence[Scene], size: int = SIZE) -> np.ndarray:
             for thing, spot in zip(scene.description.things, scene.placements)
             if thing.shape == shape
         ]
-        # Two things of a scene do not overlap, so the order does not matter; each is painted alone
-        # because a picture may hold a shape twice.
+        # Two things of a scene do not overlap, so the order does not matter. Each is rendered by
+        # itself, because an image may hold a shape twice.
         if found:
-            places, colours, spots = zip(*found)
+            numbers, colours, spots = zip(*found)
             shares = coverage(shape, np.array(spots), size)[..., None]
-            for n, colour, share in zip(places, np.array(colours, np.float32), shares):
-                pictures[n] += share * (colour - pictures[n])
-    return np.rint(pictures).astype(np.uint8)
+            for n, colour, share in zip(numbers, np.array(colours, np.float32), shares):
+                images[n] += share * (colour - images[n])
+    return np.rint(images).astype(np.uint8)
 
 
 def coverage(shape: str, spots: np.ndarray, size: int) -> np.ndarray:
-    """The share of each pixel that a shape covers.
+    """Compute the share of each pixel that a shape covers.
 
     Args:
         shape: one of `SHAPES`.
@@ -301,12 +301,12 @@ def _cross(x, y):
 
 
 def _triangle(x, y):
-    """Apex up, its sides the distance to two segments of one half, mirrored."""
+    """Compute the distance to a triangle, apex up, from two segments of its mirrored half."""
     x = np.abs(x)
     half, top, bottom = EXTENT - _ROUNDING, -1.0 + _ROUNDING, 1.0 - _ROUNDING
     length = np.hypot(half, bottom - top)
     beyond = ((bottom - top) * x - half * (y - top)) / length
-    # Along the slope, from the apex at 0 to the corner at 1.
+    # The share runs along the slope, from the apex at 0 to the corner at 1.
     share = np.clip((half * x + (bottom - top) * (y - top)) / length**2, 0.0, 1.0)
     slope = np.square(x - half * share) + np.square(y - top - (bottom - top) * share)
     base = np.square(np.maximum(x - half, 0.0)) + np.square(y - bottom)
@@ -316,13 +316,14 @@ def _triangle(x, y):
 
 
 def _box(x, y, half_width, half_height):
-    """A box with rounded corners; exact, inside and outside."""
+    """Compute the exact distance to a box with rounded corners."""
     x, y = np.abs(x) - (half_width - _ROUNDING), np.abs(y) - (half_height - _ROUNDING)
     outside = np.sqrt(np.square(np.maximum(x, 0.0)) + np.square(np.maximum(y, 0.0)))
     return outside + np.minimum(np.maximum(x, y), 0.0) - _ROUNDING
 
 
-# Signed distance to the outline of each shape of radius 1, from (right, down) of its centre.
+# Each function is the signed distance to the outline of a shape of radius 1, at (right, down) from
+# its centre.
 DISTANCES: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
     "circle": _circle,
     "square": _square,

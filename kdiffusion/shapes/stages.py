@@ -37,8 +37,8 @@ from kdiffusion.shapes.evaluation import evaluate, judge_all
 from kdiffusion.shapes.recipe import MICRO, Recipe, Stage
 from kdiffusion.shapes.report import (
     card,
-    draw,
     gallery,
+    generate,
     measure_clip,
     plot_stages,
     psnr,
@@ -67,12 +67,12 @@ from kdiffusion.weights.variables import without_projection
 
 
 def train_autoencoder(recipe: Recipe, folder: Path) -> None:
-    """Train the autoencoder."""
+    """Train the autoencoder of a recipe."""
     trainer = AutoencoderTrainer(
         ImageEncoder(recipe.autoencoder, name="image_encoder"),
         ImageDecoder(recipe.autoencoder, name="image_decoder"),
         perceptual=squared_distance,
-        # 0.001 of the mean divergence beside means over pixels.
+        # It is 0.001 of the mean divergence beside means over pixels.
         objective=AutoencoderObjective(perceptual_weight=2.0, kl_weight=0.012),
     )
     _train(trainer, recipe.data(), recipe.autoencoder_stage, folder / "autoencoder" / "run")
@@ -80,16 +80,16 @@ def train_autoencoder(recipe: Recipe, folder: Path) -> None:
     trainer.save(folder / "autoencoder" / "model")
 
 
-def squared_distance(pictures: Any, others: Any) -> Any:
-    """The mean squared difference of each picture, (batch,); it weighs what is far off most."""
-    return ops.mean(ops.square(pictures - others), axis=(1, 2, 3))
+def squared_distance(images: Any, others: Any) -> Any:
+    """Compute the mean squared difference of each image, (batch,); large errors weigh most."""
+    return ops.mean(ops.square(images - others), axis=(1, 2, 3))
 
 
 def check_autoencoder(recipe: Recipe, folder: Path) -> None:
-    """Measure reconstructions, and go on only if the diffusion model has a chance.
+    """Measure reconstructions, and refuse an autoencoder that is too poor for a diffusion model.
 
     Raises:
-        ValueError: If the autoencoder loses too much.
+        ValueError: If reconstructions miss the recipe's bars.
     """
     figures, shown = measure_autoencoder(recipe, folder / "autoencoder" / "model")
     Image.fromarray(grid(shown)).save(folder / "autoencoder.png")
@@ -104,21 +104,21 @@ def check_autoencoder(recipe: Recipe, folder: Path) -> None:
 
 
 def measure_autoencoder(recipe: Recipe, folder: Path) -> tuple[dict[str, float], np.ndarray]:
-    """Figures of an autoencoder in a folder, and pictures, each beside its reconstruction."""
+    """Return figures of an autoencoder in a folder, and images, each beside its reconstruction."""
     scenes = evaluation_scenes("seen", recipe.prompts, words=recipe.words)
-    pictures = render(scenes, recipe.image_size)
+    images = render(scenes, recipe.image_size)
     halves = _parts(folder, "image_encoder", "image_decoder")
-    reconstructions = reconstruct(**halves, pictures=pictures)
-    shown = np.stack([pictures[:16], reconstructions[:16]], axis=1)
-    figures = {"psnr": psnr(pictures, reconstructions)} | judge_all(reconstructions, scenes)
+    reconstructions = reconstruct(**halves, images=images)
+    shown = np.stack([images[:16], reconstructions[:16]], axis=1)
+    figures = {"psnr": psnr(images, reconstructions)} | judge_all(reconstructions, scenes)
     return figures, shown.reshape(-1, *shown.shape[2:])
 
 
 def train_clip(recipe: Recipe, folder: Path) -> None:
-    """Train CLIP, and go on only if it finds held-out captions' pictures and the other way round.
+    """Train CLIP, and refuse it if it finds too few held-out images and captions.
 
     Raises:
-        ValueError: If it finds too few.
+        ValueError: If retrieval misses the recipe's bar.
     """
     tower = ImageTower(recipe.image_tower, name="image_tower")
     encoder = TextEncoder(recipe.text_encoder, name="text_encoder")
@@ -132,7 +132,7 @@ def train_clip(recipe: Recipe, folder: Path) -> None:
     found = min(figures["text_to_image@1"], figures["image_to_text@1"])
     if found < recipe.min_retrieval:
         raise ValueError(
-            f"CLIP must find {recipe.min_retrieval:.0%} of held-out captions and pictures. "
+            f"CLIP must find {recipe.min_retrieval:.0%} of held-out captions and images. "
             f"Received: {found:.1%}. Train it longer, or make it wider, in another folder."
         )
     _write_json(folder / "clip.json", figures)
@@ -142,7 +142,8 @@ def train_clip(recipe: Recipe, folder: Path) -> None:
 def train_diffusion(recipe: Recipe, folder: Path) -> None:
     """Train the diffusion model on cached latents, and the text encoder with it.
 
-    CLIP needs little of places and orders to tell pictures apart, the diffusion model all of it.
+    CLIP can tell images apart with little sense of position and order; the diffusion model needs
+    all of it.
     """
     trainer, latents = diffusion_parts(recipe, folder)
     loop = _train(trainer, latents, recipe.diffusion_stage, folder / "diffusion" / "run")
@@ -151,7 +152,7 @@ def train_diffusion(recipe: Recipe, folder: Path) -> None:
 
 
 def diffusion_parts(recipe: Recipe, folder: Path) -> tuple[DiffusionTrainer, Batches]:
-    """The trainer of the diffusion model, and its data, made of what stands in the folder."""
+    """Make the trainer of the diffusion model and its data from the results in the folder."""
     clip = CLIPTrainer.from_folder(folder / "clip" / "model", "float32")
     models = _parts(folder / "autoencoder" / "model", "image_encoder", "image_decoder")
     size = (recipe.image_size,) * 2
@@ -171,7 +172,7 @@ def diffusion_parts(recipe: Recipe, folder: Path) -> tuple[DiffusionTrainer, Bat
         cached=("latents",),
         train_text_encoder=True,
         objective=Objective(caption_dropout=0.1),
-        draw=lambda count: draw(model, prompts[:count]),
+        draw=lambda count: generate(model, prompts[:count]),
     )
     return trainer, latents
 
@@ -184,18 +185,18 @@ def export(recipe: Recipe, folder: Path) -> None:
 
 
 def export_clip(recipe: Recipe, folder: Path) -> None:
-    """Put the whole CLIP into the model's folder, where diffusers does not look for it."""
+    """Write the whole CLIP into a part of the model's folder that diffusers ignores."""
     trainer = CLIPTrainer.from_folder(folder / "clip" / "model", "float32")
     trainer.save(folder / "model" / "clip", "float16")
 
 
 def report(recipe: Recipe, folder: Path) -> None:
-    """Measure the model as it is shipped, and write what was found beside its weights."""
+    """Measure the model as it is shipped, and write the results beside its weights."""
     if not recipe.reported:
         return
     model = StableDiffusion.from_preset(folder / "model")
     prompts = [scene.caption for split in SPLITS for scene in evaluation_scenes(split, 8)]
-    gallery(draw(model, prompts), prompts).save(folder / "gallery.png")
+    gallery(generate(model, prompts), prompts).save(folder / "gallery.png")
     plot_stages(folder)
     scales: dict[str, dict[str, float]] = {
         "guided": {},
@@ -203,7 +204,7 @@ def report(recipe: Recipe, folder: Path) -> None:
     }
     figures = {
         name: evaluate(
-            lambda prompts: draw(model, prompts, **settings),
+            lambda prompts: generate(model, prompts, **settings),
             recipe.prompts,
             recipe.seed,
             recipe.latents,
@@ -214,7 +215,7 @@ def report(recipe: Recipe, folder: Path) -> None:
     manifest = {
         "recipe": dataclasses.asdict(recipe),
         "versions": versions(),
-        # Anew: float16 has rounded them.
+        # It is measured anew, because float16 has rounded its weights.
         "autoencoder": measure_autoencoder(recipe, folder / "model")[0],
         "clip": measure_clip(clip, recipe.words, recipe.prompts // 2),
         **figures,
@@ -223,7 +224,7 @@ def report(recipe: Recipe, folder: Path) -> None:
     _write_json(folder / "model" / "manifest.json", manifest)
 
 
-# What each leaves in the folder; it is not done again where that is there.
+# Each stage leaves a result in the folder and is skipped if that is there.
 STAGES = {
     "autoencoder/model": train_autoencoder,
     "autoencoder.json": check_autoencoder,
@@ -236,14 +237,14 @@ STAGES = {
 
 
 def run(recipe: Recipe, folder: Path) -> None:
-    """Do all stages that are not done.
+    """Run all stages that are not done.
 
     Args:
         recipe: `Recipe`.
         folder: path of the run's folder.
 
     Raises:
-        ValueError: If a stage is not good enough, or a run of another recipe stands there.
+        ValueError: If a stage misses its bar, or the folder holds a run of another recipe.
     """
     folder.mkdir(parents=True, exist_ok=True)
     _check_recipe(recipe, folder / "recipe.json")
@@ -256,7 +257,7 @@ def run(recipe: Recipe, folder: Path) -> None:
 
 
 def _check_recipe(recipe, path):
-    """Whose stages they are that stand in a folder."""
+    """Refuse the folder of another recipe's run."""
     text = json.dumps(dataclasses.asdict(recipe), indent=2) + "\n"
     if not path.exists():
         path.write_text(text, encoding="utf-8")
@@ -292,7 +293,7 @@ def _train(trainer: Trainer, data: Batches, stage: Stage, folder: Path) -> Loop:
 
 
 def _parts(folder, *kinds):
-    """Networks of a folder that need not be a whole model."""
+    """Return networks of a folder that need not be a whole model."""
     source = CheckpointSource(folder)
     return {kind: source.model(kind, "float32") for kind in kinds}
 
@@ -302,8 +303,10 @@ def _write_json(path, values):
 
 
 def main() -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(description="Train the model `shapes`, or go on with it.")
+    """Run the command line."""
+    parser = argparse.ArgumentParser(
+        description="Train the model `shapes`, or continue its training."
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder of the run")
     parser.add_argument("--micro", action="store_true", help="a run of minutes, with a few words")
     arguments = parser.parse_args()

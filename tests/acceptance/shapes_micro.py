@@ -18,9 +18,9 @@ from kdiffusion import StableDiffusion
 from kdiffusion.shapes.data import evaluation_scenes
 from kdiffusion.shapes.evaluation import judge_all
 from kdiffusion.shapes.recipe import MICRO
-from kdiffusion.shapes.stages import run
-from kdiffusion.shapes.report import draw
+from kdiffusion.shapes.report import generate
 from kdiffusion.shapes.scenes import render
+from kdiffusion.shapes.stages import run
 
 TIMES = 5
 PROMPTS = 64
@@ -38,7 +38,9 @@ def main():
         clock, processor = time.monotonic() - start[0], time.process_time() - start[1]
         print(f"trained in {clock:.0f} s of the clock, {processor:.0f} s of processors")
         scenes = evaluation_scenes("seen", PROMPTS, words=MICRO.words)
-        pictures = draw(StableDiffusion.from_preset(folder / "model"), [s.caption for s in scenes])
+        pictures = generate(
+            StableDiffusion.from_preset(folder / "model"), [s.caption for s in scenes]
+        )
     found = judge_all(pictures, scenes)
     luck = chance(scenes)
     print("right:", found)

@@ -15,7 +15,7 @@ import kdiffusion
 from kdiffusion import StableDiffusion
 from kdiffusion.shapes.data import SPLITS, evaluation_scenes
 from kdiffusion.shapes.evaluation import evaluate, markdown
-from kdiffusion.shapes.report import draw, gallery, measure_clip
+from kdiffusion.shapes.report import gallery, generate, measure_clip
 from kdiffusion.training.trainers.clip import CLIPTrainer
 
 SHAPES = Path(kdiffusion.__file__).parent / "shapes" / "model"
@@ -32,8 +32,8 @@ def main():
     model = StableDiffusion.from_preset(arguments.preset)
     if arguments.gallery:
         prompts = [scene.caption for split in SPLITS for scene in evaluation_scenes(split, 8)]
-        gallery(draw(model, prompts), prompts).save(arguments.gallery)
-    numbers = evaluate(lambda prompts: draw(model, prompts), arguments.count)
+        gallery(generate(model, prompts), prompts).save(arguments.gallery)
+    numbers = evaluate(lambda prompts: generate(model, prompts), arguments.count)
     print(markdown(numbers))
     found = measure_clip(CLIPTrainer.from_folder(arguments.preset / "clip"))
     print("CLIP, 256 held-out captions:", found)

@@ -113,5 +113,5 @@ def test_zero_shot():
 
 @pytest.mark.parametrize("labels", [[0, 1], [0, 1, 2], [[0], [1], [0]]])
 def test_labels_must_be_classes(labels):
-    with pytest.raises(ValueError, match="from 0 to 1 for each of the 3 pictures"):
+    with pytest.raises(ValueError, match="from 0 to 1 for each of the 3 images"):
         zero_shot(degrees(0, 1, 2), degrees(0, 90), labels)

@@ -100,5 +100,5 @@ def test_a_model_that_remembers():
 def test_what_is_refused():
     with pytest.raises(ValueError, match="8 or more"):
         evaluate(perfect, 4)
-    with pytest.raises(ValueError, match="one picture for each prompt"):
+    with pytest.raises(ValueError, match="one image for each prompt"):
         evaluate(lambda prompts: perfect(prompts[:1]), 32)

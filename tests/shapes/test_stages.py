@@ -74,28 +74,28 @@ def test_a_bad_clip_stops_the_run(monkeypatch, tmp_path):
 def test_the_report_is_of_the_model_as_it_is_shipped(monkeypatch, tmp_path):
     (tmp_path / "model").mkdir()
     numbers = {"rows": {}, "shuffled": {}, "binding": BINDING, "nearest": NEAREST}
-    drawn, retrieval = [], {"text_to_image@1": 0.9, "image_to_text@1": 0.8}
+    generated, retrieval = [], {"text_to_image@1": 0.9, "image_to_text@1": 0.8}
 
-    def draw(model, prompts, **settings):
-        drawn.append((model, settings))
+    def generate(model, prompts, **settings):
+        generated.append((model, settings))
         return np.zeros((len(prompts), 8, 8, 3), np.uint8)
 
-    def evaluate(draw, *settings):
-        draw(["a red circle"])
+    def evaluate(generate, *settings):
+        generate(["a red circle"])
         assert settings == (16, 0, 2048)
         return numbers
 
-    monkeypatch.setattr(stages, "draw", draw)
+    monkeypatch.setattr(stages, "generate", generate)
     monkeypatch.setattr(stages, "evaluate", evaluate)
     monkeypatch.setattr(stages, "measure_clip", lambda clip, *_: retrieval | {"of": clip})
     monkeypatch.setattr(stages, "_parts", lambda folder, *_: {"folder": folder.name})
-    monkeypatch.setattr(stages, "reconstruct", lambda folder, pictures: pictures)
+    monkeypatch.setattr(stages, "reconstruct", lambda folder, images: images)
     monkeypatch.setattr(stages.StableDiffusion, "from_preset", lambda folder: folder.name)
     monkeypatch.setattr(stages.CLIPTrainer, "from_folder", lambda folder, _: folder.name)
     recipe = dataclasses.replace(MICRO, reported=True)
     stages.report(recipe, tmp_path)
     unguided = {"unconditional_guidance_scale": 1.0}
-    assert drawn == [("model", settings) for settings in ({}, {}, unguided)]
+    assert generated == [("model", settings) for settings in ({}, {}, unguided)]
     manifest = json.loads((tmp_path / "model" / "manifest.json").read_text())
     assert manifest["guided"] == manifest["unguided"] == numbers
     assert manifest["clip"]["of"] == "clip" and manifest["autoencoder"]["all"] == 1.0
@@ -106,12 +106,12 @@ def test_the_report_is_of_the_model_as_it_is_shipped(monkeypatch, tmp_path):
 
 def test_a_bad_autoencoder_stops_the_run(monkeypatch, tmp_path):
     monkeypatch.setattr(stages, "_parts", lambda *_: {})
-    monkeypatch.setattr(stages, "reconstruct", lambda pictures: pictures // 2)
+    monkeypatch.setattr(stages, "reconstruct", lambda images: images // 2)
     recipe = dataclasses.replace(MICRO, prompts=8)
     with pytest.raises(ValueError, match="must reach 20.0 dB and 25% right reconstructions"):
         stages.check_autoencoder(recipe, tmp_path)
     assert (tmp_path / "autoencoder.png").exists() and not (tmp_path / "autoencoder.json").exists()
-    monkeypatch.setattr(stages, "reconstruct", lambda pictures: pictures)
+    monkeypatch.setattr(stages, "reconstruct", lambda images: images)
     stages.check_autoencoder(recipe, tmp_path)
     assert json.loads((tmp_path / "autoencoder.json").read_text())["all"] == 1.0
 
