@@ -28,6 +28,8 @@ from weights_conversion import FAMILIES, KINDS, Family, Kind, Part, convert, ins
 from weights_conversion import open_model as open_checkpoint
 from weights_conversion.names.table import Place, layers
 
+pytestmark = pytest.mark.backend
+
 TEXT_WIDTH, SIZES = 64, 2
 
 # ── the network: a class, a name table, a config ──────────────────────────────────────────────

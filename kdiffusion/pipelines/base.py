@@ -180,7 +180,7 @@ class Pipeline(abc.ABC):
         schedule: Schedule,
         size: tuple[int, int],
         *,
-        tokenizer: SimpleTokenizer | None = None,
+        tokenizer: SimpleTokenizer | Mapping[str, SimpleTokenizer] | None = None,
         sampling: tuple[str, Spacing] | None = None,
         jit_compile: bool | str = "auto",
     ) -> Self:
@@ -190,7 +190,8 @@ class Pipeline(abc.ABC):
             models: dictionary of networks, by their names in `weights.variables.MODELS`.
             schedule: `Schedule`.
             size: default (height, width) of an image in pixels.
-            tokenizer: `SimpleTokenizer`, where there is a text encoder.
+            tokenizer: `SimpleTokenizer`, where there is a text encoder; a dictionary of one for
+                the name of each, where there are several.
             sampling: the default sampler's name and the default spacing; `None` for ddim, whose
                 timesteps are trailing if the schedule ends in pure noise, else leading.
             jit_compile: see the class.

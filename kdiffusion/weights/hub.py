@@ -21,7 +21,7 @@ import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from kdiffusion.files import replacing
+from kdiffusion.files import file_sha256, replacing
 from kdiffusion.weights.hub_errors import (
     WAITS,
     Address,
@@ -274,10 +274,9 @@ def _transfer(source: Address, url: str, partial: Path, file: _File) -> None:
 def _damage(path: Path, file: _File) -> str | None:
     """Describe the damage of a file; None if its bytes are those of the hub."""
     size = path.stat().st_size
+    if size == file.size and _digest(path, file) == file.digest:
+        return None
     with path.open("rb") as stream:
-        if size == file.size and _digest(stream, file) == file.digest:
-            return None
-        stream.seek(0)
         if stream.read(64).lstrip().lower().startswith(_PAGE):
             return "a web page came instead, perhaps the login page of a network or proxy"
     if size != file.size:
@@ -285,11 +284,12 @@ def _damage(path: Path, file: _File) -> str | None:
     return "its digest is not the one that the hub announced"
 
 
-def _digest(stream: io.BufferedReader, file: _File) -> str:
+def _digest(path: Path, file: _File) -> str:
+    """Compute the digest of a file, of the kind that the hub announced."""
     if len(file.digest) == 64:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+        return file_sha256(path)
     # https://git-scm.com/book/en/v2/Git-Internals-Git-Objects
-    content = f"blob {file.size}\0".encode() + stream.read()
+    content = f"blob {file.size}\0".encode() + path.read_bytes()
     return hashlib.sha1(content, usedforsecurity=False).hexdigest()
 
 

@@ -191,7 +191,7 @@ class PartsSource:
         spacing = Spacing("trailing" if schedule.rescale_zero_terminal_snr else "leading")
         self._sampling = sampling or ("ddim", spacing)
 
-    @property
+    @cached_property
     def family(self):
         """See `Source`."""
         return family_of(

@@ -1,6 +1,8 @@
 """Models of the hub: what is fetched, what is kept, and what is said when something is wrong."""
 
+import json
 import os
+import shutil
 import warnings
 from pathlib import Path
 
@@ -155,6 +157,23 @@ def test_a_repository_of_single_files_says_what_to_do(server):
     server.listed = {"v1-5-pruned.safetensors": b"whole"}
     with pytest.raises(DownloadError, match="model_index.json.*pass its path"):
         fetched(REPOSITORY)
+
+
+def test_models_without_texts_are_fetched_too(server):
+    others = {name: file for name, file in FILES.items() if name[:4] not in ("text", "toke")}
+    server.files, server.listed = dict(others), dict(others)
+    assert content(fetched(REPOSITORY).path) == others
+
+
+def test_an_index_tells_of_parts_that_were_not_begun(server, connect):
+    index = {"unet": ["diffusers", "UNet2DConditionModel"], "safety_checker": [None, None]}
+    server.files |= {"model_index.json": json.dumps(index).encode()}
+    server.listed |= {"model_index.json": json.dumps(index).encode()}
+    path, _ = fetched(REPOSITORY)
+    shutil.rmtree(path / "unet")
+    connect("http://127.0.0.1:9", offline=True)
+    with pytest.raises(DownloadError, match="is not complete in .*: missing files: 'unet/"):
+        fetch(REPOSITORY)
 
 
 def test_a_cut_line_goes_on_where_it_was_cut(server):

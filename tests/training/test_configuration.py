@@ -18,7 +18,7 @@ from kdiffusion.training.config.schema import resolve
 from kdiffusion.training.loop import checkpoints
 from kdiffusion.training.trainers.diffusion_objective import Objective
 from kdiffusion.weights import hub
-from kdiffusion.weights.sources import RandomSource
+from kdiffusion.weights.random_tiny import RandomSource
 from weights_conversion import configs
 
 TEXT = {

@@ -59,9 +59,10 @@ _SIGMAS = {
     "use_exponential_sigmas": False,
     "use_beta_sigmas": False,
 }
-_LATENT_BETAS = {"beta_start": 0.00085, "beta_end": 0.012}
+# Of Stable Diffusion, and the defaults of some classes.
+LATENT_BETAS = {"beta_start": 0.00085, "beta_end": 0.012}
 _DISTILLED = {
-    **_LATENT_BETAS,
+    **LATENT_BETAS,
     **_ZERO_SNR,
     "beta_schedule": "scaled_linear",
     "set_alpha_to_one": True,
@@ -106,9 +107,9 @@ _SCHEDULERS = {
         },
     ),
     "EulerAncestralDiscreteScheduler": _Scheduler("euler_a", {**_BASE, **_SPACED, **_ZERO_SNR}),
-    "HeunDiscreteScheduler": _Scheduler("heun", {**_BASE, **_SIGMAS, **_LATENT_BETAS}),
-    "KDPM2DiscreteScheduler": _Scheduler("dpm2", {**_BASE, **_SIGMAS, **_LATENT_BETAS}),
-    "KDPM2AncestralDiscreteScheduler": _Scheduler("dpm2_a", {**_BASE, **_SIGMAS, **_LATENT_BETAS}),
+    "HeunDiscreteScheduler": _Scheduler("heun", {**_BASE, **_SIGMAS, **LATENT_BETAS}),
+    "KDPM2DiscreteScheduler": _Scheduler("dpm2", {**_BASE, **_SIGMAS, **LATENT_BETAS}),
+    "KDPM2AncestralDiscreteScheduler": _Scheduler("dpm2_a", {**_BASE, **_SIGMAS, **LATENT_BETAS}),
     "DPMSolverMultistepScheduler": _Scheduler(
         None,
         {
@@ -152,7 +153,7 @@ _SCHEDULERS = {
     "LCMScheduler": _Scheduler("lcm", {**_BASE, **_DISTILLED}, _DISTILLED_REQUIRED),
     "TCDScheduler": _Scheduler("tcd", {**_BASE, **_DISTILLED}, _DISTILLED_REQUIRED),
     "IPNDMScheduler": _Scheduler("ipndm", _BASE),
-    "DPMSolverSDEScheduler": _Scheduler("dpmpp_sde", {**_BASE, **_SIGMAS, **_LATENT_BETAS}),
+    "DPMSolverSDEScheduler": _Scheduler("dpmpp_sde", {**_BASE, **_SIGMAS, **LATENT_BETAS}),
 }
 _DPM_SOLVERS = {  # (algorithm_type, solver_order)
     ("dpmsolver++", 2): "dpmpp_2m",

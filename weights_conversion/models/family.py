@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from weights_conversion.configs.autoencoder import LATENT_SCALE
+from weights_conversion.configs.scheduler import LATENT_BETAS
 from weights_conversion.models.kinds import Fields
 from weights_conversion.models.signs import Sign
 
@@ -15,8 +16,7 @@ NETWORK = "diffusion_model"  # the part that a schedule belongs to
 # What every reader of a single file assumes.
 SCHEDULE: dict[str, Any] = {
     "num_timesteps": 1000,
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
+    **LATENT_BETAS,
     "beta_schedule": "scaled_linear",
     "rescale_zero_terminal_snr": False,
     "trained_betas": None,
