@@ -69,7 +69,7 @@ class Job(NamedTuple):
 
 
 class Materials(NamedTuple):
-    """What a job is made of and no model is needed for.
+    """The parts of a job that need no model.
 
     Args:
         optimizer: keras optimizer.
