@@ -52,6 +52,7 @@ COMMANDS = (
     Command("exactness.py", short=None, runs=("tests/acceptance/exactness_reference.py",)),
     Command("exactness_golden.py"),
     Command("image_tasks.py", short=None),
+    Command("moves.py", short=None, runs=("kdiffusion/**/*.py", "weights_conversion/**/*.py")),
     Command("building.py"),
     Command("programs.py"),
     Command("dtypes.py", BOTH),
