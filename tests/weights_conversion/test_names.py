@@ -473,7 +473,8 @@ def test_models_that_share_a_file(stored):
     with pytest.raises(CheckpointMismatch, match="unexpected: 'decoder.conv_in.bias'"):
         read(encoder, checkpoint, "diffusers")
     assert len(dict(read(encoder, checkpoint, "diffusers", beside=decoder))) == len(encoder)
-    assert len(dict(read(decoder, checkpoint, "diffusers", beside=encoder))) == len(decoder)
+    for others in (encoder, (*encoder, *decoder)):
+        assert len(dict(read(decoder, checkpoint, "diffusers", beside=others))) == len(decoder)
 
 
 @pytest.mark.parametrize(

@@ -63,7 +63,7 @@ def read(
         checkpoint: where to read.
         dialect: "compvis" or "diffusers".
         beside: name tables of further models that the same file holds, such as the decoder's
-            beside the encoder's.
+            beside the encoder's; rows of this model among them change nothing.
         allow_nonfinite: whether NaN and infinity may be in the weights.
 
     Returns:
@@ -80,7 +80,10 @@ def read(
     >>> others = rows("image_decoder", fields)
     >>> weights = dict(read(table, checkpoint, "diffusers", beside=others))
     """
-    checkpoint = without(checkpoint, beside, dialect)
+    rows = tuple(rows)
+    own = by_tensor(rows, dialect)
+    others = [row for row in beside if stored(row, dialect).name not in own]
+    checkpoint = without(checkpoint, others, dialect)
     places = locate(rows, checkpoint, dialect)
     return _arrays(places, checkpoint, allow_nonfinite)
 
