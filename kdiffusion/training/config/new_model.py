@@ -52,14 +52,18 @@ class NewModel(PartsSource):
     def family(self) -> Family:
         """See `Source`."""
         return family_of(
-            lambda part: self.has(part.name) and part.kind == part.name,
-            lambda part: fields(self.architecture(part.name)),
+            lambda part: self.has(part.name), lambda part: fields(self.architecture(part.name))
         )
 
     def has(self, kind: str) -> bool:
         """See `Source`."""
-        given = {"diffusion_model": True, "text_encoder": self._parts.text_encoder is not None}
-        return given.get(kind, self._parts.autoencoder is not None)
+        given = {
+            "diffusion_model": self._parts.diffusion_model,
+            "text_encoder": self._parts.text_encoder,
+            "image_encoder": self._parts.autoencoder,
+            "image_decoder": self._parts.autoencoder,
+        }
+        return given.get(kind) is not None
 
     def architecture(self, kind: str) -> Any:
         """See `Source`."""
