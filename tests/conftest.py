@@ -4,6 +4,7 @@ import os
 import re
 import resource
 import shutil
+import signal
 import tempfile
 from pathlib import Path
 
@@ -29,10 +30,13 @@ _COMPILE_CACHE = pytest.StashKey[str]()
 
 
 def pytest_configure(config):
-    """Share what this run compiles among its workers and their children, and leave nothing.
+    """Share what this run compiles among its workers and their children, and obey Ctrl-C.
 
     A folder that the environment names is shared by several runs.
     """
+    # In the background of a shell SIGINT is ignored, here and in all children.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if "KDIFFUSION_COMPILE_CACHE" not in os.environ:
         folder = tempfile.mkdtemp(prefix="kdiffusion-tests-")
         config.stash[_COMPILE_CACHE] = os.environ["KDIFFUSION_COMPILE_CACHE"] = folder

@@ -93,6 +93,11 @@ def _configuration(arguments) -> Any:
 
     stored = arguments.output / _CONFIG
     path = arguments.config or (stored if arguments.resume and stored.exists() else None)
+    if path is None and arguments.resume and arguments.preset is None:
+        raise ValueError(
+            f"{str(arguments.output)!r} holds no {_CONFIG} to resume by: give the folder of a run, "
+            "or --config or --preset to begin one"
+        )
     values = {} if path is None else load(path)
     kind = values.pop("kind", arguments.kind)
     values.pop("version", None)

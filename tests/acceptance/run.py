@@ -70,6 +70,7 @@ COMMANDS = (
     Command("shapes_wheel.py", short=None, runs=WHEEL),
     Command("hub.py"),
     Command("loading.py", BOTH, short=None),
+    Command("training_command.py", runs=("kdiffusion/__main__.py",)),
     Command("training_resume.py", BOTH, short=None),
     Command("training_accumulation.py", BOTH),
     Command("training_faults.py", BOTH, short=None),
