@@ -10,9 +10,8 @@ import pytest
 from kdiffusion.text import vocabulary
 from kdiffusion.text.tokenizer import SimpleTokenizer
 
-GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "clip_tokens.json").read_text())[
-    "cases"
-]
+GOLDEN_FILE = Path(__file__).parents[1] / "golden" / "clip_tokens.json"
+GOLDEN = json.loads(GOLDEN_FILE.read_text("utf-8"))["cases"]
 CATERPILLAR = "a caterpillar smoking a hookah while sitting on a mushroom"
 # A vocabulary of our own, small enough to count by hand: it starts at id 512.
 MERGES = [("c", "a"), ("ca", "t</w>"), ("t", "h"), ("th", "e</w>"), ("d", "o"), ("do", "g</w>")]
