@@ -319,7 +319,7 @@ def test_help_imports_no_framework(arguments):
         "sys.exit(f'imported: {heavy}' if heavy else 0)"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr
     assert "kdiffusion" in done.stdout
@@ -331,7 +331,7 @@ def test_package_runs_as_a_module():
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
     )
     assert done.stdout == f"kdiffusion {kdiffusion.__version__}\n"
 

@@ -16,8 +16,8 @@ def connect(monkeypatch, tmp_path):
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
-        monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 2)
-        monkeypatch.setattr(constants, "HF_HUB_ETAG_TIMEOUT", 2)
+        monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 60)
+        monkeypatch.setattr(constants, "HF_HUB_ETAG_TIMEOUT", 60)
         monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 10_000)
 
     monkeypatch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", "1")

@@ -36,7 +36,7 @@ def start(work):
 def test_the_first_signal_is_noted(number):
     process = start("while not interruption.signal: time.sleep(0.01)")
     process.send_signal(number)
-    output, errors = process.communicate(timeout=30)
+    output, errors = process.communicate(timeout=300)
     assert output == f"signal {int(number)}\n" and process.returncode == 0
     assert errors == f"\n{number.name}: stopping after this step; once more to stop at once.\n"
 
@@ -44,11 +44,11 @@ def test_the_first_signal_is_noted(number):
 @pytest.mark.parametrize("second, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_the_second_signal_ends_the_process_within_a_step(second, code):
     # One call into C without Python's lock: handlers of Python would wait for its end.
-    process = start("import select; select.select([], [], [], 60)")
+    process = start("import select; select.select([], [], [], 600)")
     process.send_signal(signal.SIGINT)
     assert "once more" in process.stderr.readline() + process.stderr.readline()
     process.send_signal(second)
-    process.communicate(timeout=30)
+    process.communicate(timeout=300)
     assert process.returncode == code
 
 
