@@ -5,7 +5,7 @@
 `--short` runs those that take minutes, not hours, with the arguments of their short form.
 `--changed` runs those that a change touches: a file that differs from the commit BASE (by default
 the last but one) is among what the command imports, itself or through others, or runs.
-`--list` names those, each with the files that touch it, and runs nothing.
+`--list` names them, with `--changed` beside the files that touch them, and runs nothing.
 `--jobs` runs several at a time, each with its output in one piece when it ends.
 
 CI runs `--short` at each commit. What it leaves out, whole commands and the long forms of others,
@@ -91,7 +91,7 @@ def main():
     parser.add_argument(
         "--changed", nargs="?", const="HEAD^", metavar="BASE", help="since a commit"
     )
-    parser.add_argument("--list", action="store_true", help="run nothing, with --changed")
+    parser.add_argument("--list", action="store_true", help="run nothing")
     parser.add_argument("--jobs", type=int, default=1, help="commands that run at a time")
     arguments = parser.parse_args()
     short = arguments.short
@@ -99,6 +99,8 @@ def main():
     if arguments.changed:
         changed = changed_files(arguments.changed)
         commands = [command for command in commands if touched(command, changed)]
+    elif arguments.list:
+        print(*(command.script for command in commands), sep="\n")
     if arguments.list:
         return
     runs = [
