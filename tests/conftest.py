@@ -106,17 +106,6 @@ def pytest_terminal_summary(terminalreporter):
         terminalreporter.line(f"{seconds:6.1f} s {name}")
 
 
-@pytest.fixture
-def ctrl_c():
-    """Let SIGINT interrupt the test and its children, as it does at a terminal.
-
-    A shell starts what runs in the background with SIGINT ignored, and children inherit that.
-    """
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 @pytest.fixture(scope="session")
 def tiny():
     """`random-tiny` as a plain graph where there is one; do not change it."""

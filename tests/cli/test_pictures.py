@@ -186,7 +186,6 @@ def test_pictures_from_pictures_are_the_models_own_and_of_their_size(masked, rea
     assert ("Mask mode" in made.others) == masked
 
 
-@pytest.mark.usefixtures("ctrl_c")
 def test_interrupt_while_drawing_leaves_a_whole_preview_and_nothing_else(real, monkeypatch, capsys):
     previews = []
     genuine = cli_files.replace_picture

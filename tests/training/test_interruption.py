@@ -9,8 +9,6 @@ import pytest
 
 from kdiffusion.training.loop.interruption import Interruption
 
-pytestmark = pytest.mark.usefixtures("ctrl_c")
-
 _BUSY = """
 import sys, time
 from kdiffusion.training.loop.interruption import Interruption
