@@ -21,6 +21,7 @@ def test_a_preset_is_opened_once(connect, tiny, tmp_path):
         model = open_model(f"hf://{REPOSITORY}")
         assert model.default_sampling[0] == "ddim"
         assert model.tokenizer and model.text_encoder and model.diffusion_model
-        assert len(server.asked("api")) == 1
+        # huggingface_hub may ask for more than models.
+        assert len([name for name in server.asked("api") if "/models/" in name]) == 1
         asked = server.asked("resolve")
         assert len(asked) == len(set(asked))
