@@ -162,14 +162,16 @@ def test_every_sampler_is_documented():
 
 @pytest.mark.backend
 def test_every_training_setting_is_documented():
-    from kdiffusion.training.config import schema
+    from kdiffusion import Schedule
+    from kdiffusion.training.config import schema, sections
 
     page = PAGES["docs/training.md"]
-    records = [value for value in vars(schema).values() if dataclasses.is_dataclass(value)]
+    known = (vars(schema) | vars(sections)).values()
+    records = [value for value in known if dataclasses.is_dataclass(value)]
     settings = {field.name for record in records for field in dataclasses.fields(record)}
     networks = [record for record in records if record.__name__.endswith("Architecture")]
     settings -= {field.name for record in networks for field in dataclasses.fields(record)}
-    settings -= {field.name for field in dataclasses.fields(schema.Schedule)}
+    settings -= {field.name for field in dataclasses.fields(Schedule)}
     assert {"folder", "ema_decay", "offset_noise"} <= settings
     missing = [name for name in settings if not re.search(rf"`(\w+\.)?{name}[`.]", page)]
     assert sorted(missing) == []

@@ -1,11 +1,11 @@
-"""A trainer small enough for tests, with all that makes training hard to repeat: noise, dropout."""
+"""Trainers small enough for tests, with what makes training hard to repeat: noise, dropout."""
 
 import keras
 import numpy as np
 from keras import ops
 
 from kdiffusion.training import random
-from kdiffusion.training.trainers.base import Trainer, sample_index
+from kdiffusion.training.trainers.base import PartTrainer, Trainer, sample_index
 
 SIZE = 8
 
@@ -34,8 +34,30 @@ class TinyTrainer(Trainer):
         return {"model": loss}, {"level": ops.reshape(level, (-1,))}
 
 
+class TwoGroups(PartTrainer):
+    """Two losses of three variables; each moves its own, and no loss moves the third."""
+
+    separable = False
+
+    def __init__(self):
+        super().__init__(name="two_groups")
+        self.a, self.b, self.c = (
+            self.add_weight(shape=(3,), initializer="ones", name=name) for name in "abc"
+        )
+
+    @property
+    def groups(self):
+        return {"first": [self.a], "second": [self.b]}
+
+    def losses(self, batch, key, step):
+        x = self.c * ops.mean(ops.convert_to_tensor(batch["images"]), axis=(1, 2))
+        first = ops.sum(self.a * self.b * (2.0 + x), axis=-1)
+        second = ops.sum(self.a * self.b**2 * (3.0 + x), axis=-1)
+        return {"first": first, "second": second}, {}
+
+
 def pictures(count, seed=0):
-    """(count, 8, 8, 3) float32 in [-1, 1]."""
+    """Draw (count, 8, 8, 3) float32 in [-1, 1]."""
     return np.random.default_rng(seed).uniform(-1, 1, (count, SIZE, SIZE, 3)).astype(np.float32)
 
 

@@ -17,19 +17,19 @@ from kdiffusion.shapes.grammar import POSITIONS, SHAPES, Description, Thing, par
 from kdiffusion.shapes.scenes import PALETTE, Placement, Scene, training_scene
 
 
-def draw(caption, *spots):
-    """The picture of a caption, with its things at (x, y, radius) in pixels of 64."""
+def rendered(caption, *spots):
+    """Render a caption, with its things at (x, y, radius) in pixels of 64."""
     description = parse(caption)
     placements = tuple(Placement(*(length / 64 for length in spot)) for spot in spots)
     return Scene(description, description.background, placements).render()
 
 
-PAIR = draw("a red ring left of a blue cross on a white background", (16, 30, 11), (46, 34, 11))
+PAIR = rendered("a red ring left of a blue cross on a white background", (16, 30, 11), (46, 34, 11))
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_thing_is_measured(shape):
-    picture = draw(f"a green {shape} on a yellow background", (20.3, 41.6, 12.4))
+    picture = rendered(f"a green {shape} on a yellow background", (20.3, 41.6, 12.4))
     seen = detect(picture)
     (thing,) = seen.things
     assert (seen.background, thing.colour, thing.shape) == ("yellow", "green", shape)
@@ -67,7 +67,7 @@ def test_what_is_wrong_is_named(prompt, wrong):
 
 def test_two_alike_are_told_apart_by_their_colours():
     prompt = "a red ring above a blue ring on a white background"
-    picture = draw(prompt, (30, 16, 11), (33, 46, 11))
+    picture = rendered(prompt, (30, 16, 11), (33, 46, 11))
     assert judge(picture, parse(prompt))["all"]
     verdict = judge(picture, parse("a blue ring above a red ring on a white background"))
     assert not verdict["relation"] and verdict["colour"]
@@ -77,7 +77,7 @@ def test_two_alike_are_told_apart_by_their_colours():
 def test_a_relation_is_judged_apart_from_colours(radii):
     """Both are of neither colour: which of them is meant can only be told by where they are."""
     prompt = "a green ring above a green cross on a white background"
-    picture = draw(prompt, (30, 16, radii[0]), (33, 46, radii[1]))
+    picture = rendered(prompt, (30, 16, radii[0]), (33, 46, radii[1]))
     verdict = judge(picture, parse("a red square above a blue circle on a white background"))
     assert verdict["relation"] and not verdict["colour"] and not verdict["shape"]
 
@@ -86,7 +86,7 @@ def test_sizes_and_positions():
     for size, radius in (("small", 9), (None, 13), ("large", 17)):
         for position, (column, row) in POSITIONS.items():
             spot = (22 + 10 * column, 22 + 10 * row, radius)
-            picture = draw("a red circle on a black background", spot)
+            picture = rendered("a red circle on a black background", spot)
             (thing,) = detect(picture).things
             assert (thing.size, thing.cell) == (size, (column, row)), (size, position)
 
@@ -112,7 +112,7 @@ def test_what_has_no_name_is_no_colour_and_no_shape():
 
 
 def test_a_fleck_counts_and_a_speck_does_not():
-    picture = draw("a red circle on a white background", (32, 32, 13))
+    picture = rendered("a red circle on a white background", (32, 32, 13))
     picture[4:8, 4:8] = PALETTE["blue"]
     assert len(detect(picture).things) == 1
     picture[4:9, 4:9] = PALETTE["blue"]
@@ -121,7 +121,7 @@ def test_a_fleck_counts_and_a_speck_does_not():
 
 
 def test_a_filled_ring_is_no_ring():
-    picture = draw("a red ring on a white background", (32, 32, 13))
+    picture = rendered("a red ring on a white background", (32, 32, 13))
     picture[24:40, 24:40] = PALETTE["red"]
     assert judge(picture, parse("a red ring on a white background"))["shape"] is False
 
@@ -162,7 +162,7 @@ def test_larger_pictures_are_judged_alike():
 
 def test_an_attribute_is_judged_where_it_is_said():
     description = Description((Thing("red", "ring"),))
-    verdict = judge(draw("a red ring on a white background", (32, 32, 13)), description)
+    verdict = judge(rendered("a red ring on a white background", (32, 32, 13)), description)
     assert set(verdict) == {"count", "colour", "shape", "all"}
     assert accuracy([verdict, verdict | {"all": False}])["all"] == 0.5
     assert "size" not in accuracy([verdict])

@@ -12,7 +12,7 @@ TWO = Description((Thing("red", "cross"), Thing("white", "ring")), "orange", rel
 
 
 def every_description():
-    """Each word of each kind at least once."""
+    """Yield descriptions that have each word of each kind at least once."""
     for position in (None, *grammar.POSITIONS):
         for size in (None, *grammar.SIZES):
             for background in (None, "white"):

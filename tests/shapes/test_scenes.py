@@ -1,4 +1,4 @@
-"""Scenes: pure functions of their numbers, drawn as they say, and none that is held out."""
+"""Scenes: pure functions of their numbers, rendered as their captions say, none held out."""
 
 import itertools
 

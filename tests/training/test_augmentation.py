@@ -65,7 +65,7 @@ def test_layers_run_one_after_the_other():
 
 
 class Unset(keras.layers.Layer):
-    """Draws what nobody can set."""
+    """A layer with random numbers that nobody can set."""
 
     def call(self, inputs):
         return inputs + np.random.default_rng().uniform()
@@ -77,11 +77,11 @@ class Unset(keras.layers.Layer):
         (lambda: layers.RandomCutout(0.3, 0.3, fill_mode="gaussian_noise"), "cannot be set"),
         (lambda: layers.AugMix(**RANGE), "AugMix draws random numbers that cannot be set"),
         (Unset, "Unset draws random numbers that cannot be set"),
-        (lambda: layers.RandomAspectRatio(factor=(0.5, 0.6)), "cannot change a single picture"),
+        (lambda: layers.RandomAspectRatio(factor=(0.5, 0.6)), "cannot change a single image"),
         (lambda: layers.RandomCrop(8, 8), r"the same size.*Received: shape \(8, 8, 3\)"),
         (lambda: layers.RandomJpegQuality(factor=(20, 80)), "values from 0 to 255"),
-        (lambda: layers.MixUp(), "MixUp cannot change a single picture"),
-        (lambda: layers.RandomBrightness(0.2, dtype="bfloat16"), "too coarse for pictures"),
+        (lambda: layers.MixUp(), "MixUp cannot change a single image"),
+        (lambda: layers.RandomBrightness(0.2, dtype="bfloat16"), "too coarse for images"),
         (lambda: "RandomFlip", "made of layers. Received: 'RandomFlip'"),
     ],
 )

@@ -178,7 +178,7 @@ def test_what_cannot_be_cached(tmp_path, image_encoder, text_encoder, monkeypatc
         return {name: moment + np.nan for name, moment in model(pictures).items()}
 
     monkeypatch.setattr(cache, "encode_pixels", broken)
-    with pytest.raises(ValueError, match="the encoder returns is NaN or infinite"):
+    with pytest.raises(ValueError, match="result is NaN or infinite"):
         cached(Data(pictures, SIZE), tmp_path / "nan", image_encoder=image_encoder)
     assert not list(tmp_path.rglob("*.*"))
 

@@ -72,7 +72,7 @@ def batch_of(size, seed=0):
 
 
 def step(trainer, batch, optimizer):
-    """One step of `fit`."""
+    """Make one step of `fit`."""
     trainer.compile(optimizer, run_eagerly=keras.backend.backend() == "tensorflow")
     trainer.fit(batch, batch_size=len(batch["images"]), verbose=0)
 
@@ -186,24 +186,10 @@ def test_batches_that_cannot_be_compared(batch, message):
         made().losses(batch)
 
 
-class Batches:
-    """Data for `Loop`: always the same batch."""
-
-    def batch(self, step, size):
-        return batch_of(size)
-
-
-def test_the_loop_trains_it_but_does_not_accumulate(tmp_path):
+def test_the_loop_does_not_accumulate(tmp_path):
     settings = LoopSettings(batch_size=4, accumulation=2, jit_compile=False, verbose=False)
     with pytest.raises(ValueError, match="accumulation=2"):
-        Loop(made(), keras.optimizers.SGD(), Batches(), tmp_path, settings)
-    trainer = made(logit_scale=4.6)
-    settings = dataclasses.replace(settings, accumulation=1)
-    first = numpy(trainer.losses(batch_of(4))[0]["model"]).mean()
-    figures = Loop(trainer, keras.optimizers.Adam(0.01), Batches(), tmp_path, settings).run(3)
-    assert figures["loss"] < first
-    assert {"temperature", "image_to_text@1", "text_to_image@1"} <= figures.keys()
-    assert 0 <= float(trainer.logit_scale.value) <= math.log(100)
+        Loop(made(), keras.optimizers.SGD(), None, tmp_path, settings)
 
 
 # ── the temperature and what is decayed ───────────────────────────────────────────────────────
@@ -255,26 +241,22 @@ def test_a_loss_scale_is_looked_through():
 # ── learning ──────────────────────────────────────────────────────────────────────────────────
 
 
-def test_it_learns_to_match_32_pictures_and_their_captions():
+@pytest.mark.slow
+def test_it_learns_to_match_pictures_and_captions_of_which_some_are_equal():
     trainer, batch = made(), batch_of(32)
+    batch["tokens"][24:] = batch["tokens"][:8]
     vectors = trainer.encode_images(batch["images"]), trainer.encode_text(batch["tokens"])
     assert retrieval(*vectors, batch["tokens"])["image_to_text@1"] < 0.2
     learn(trainer, batch, 40)
     vectors = trainer.encode_images(batch["images"]), trainer.encode_text(batch["tokens"])
     found = retrieval(*vectors, batch["tokens"], ks=(1,))
     assert found == {"image_to_text@1": 1.0, "text_to_image@1": 1.0}
-    logs = numpy(trainer.losses(batch)[1])
+    losses, logs = numpy(trainer.losses(batch))
     assert logs["image_to_text@1"].mean() == logs["text_to_image@1"].mean() == 1.0
-
-
-def test_it_learns_with_duplicate_captions():
-    trainer, batch = made(), batch_of(16)
-    batch["tokens"][8:] = batch["tokens"][:8]
-    learn(trainer, batch, 40)
-    vectors = trainer.encode_images(batch["images"]), trainer.encode_text(batch["tokens"])
-    assert retrieval(*vectors, batch["tokens"], ks=(1,))["image_to_text@1"] == 1.0
-    # Each has two right answers, so the loss cannot fall below log 2, and comes near it.
-    assert math.log(2) <= numpy(trainer.losses(batch)[0]["model"]).mean() < math.log(2) + 0.05
+    # Half of them have two right answers, so their loss cannot fall below log 2, and comes near it.
+    least = np.where(np.arange(32) % 24 < 8, math.log(2), 0.0)
+    assert np.all(losses["model"] >= least - 1e-6)
+    assert losses["model"].mean() < least.mean() + 0.1
 
 
 def test_a_frozen_tower_stays():

@@ -19,7 +19,7 @@ from kdiffusion.training.loop import checkpoints
 from kdiffusion.training.trainers.diffusion_objective import Objective
 from kdiffusion.weights import hub
 from kdiffusion.weights.random_tiny import RandomSource
-from weights_conversion import configs
+from weights_conversion import FAMILIES, configs
 
 TEXT = {
     **{"vocabulary_size": 514, "end_id": 513, "max_length": 24},
@@ -75,9 +75,9 @@ def no_networks(monkeypatch):
 @pytest.fixture
 def no_sources(monkeypatch, no_networks):
     """Fail where a model is opened, too."""
-    for name in ("open_source", "CheckpointSource"):
-        forbid(monkeypatch, new_model, name)
-    forbid(monkeypatch, build, "open_model")
+    forbid(monkeypatch, new_model, "open_source")
+    for name in ("open_source", "open_model"):
+        forbid(monkeypatch, build, name)
 
 
 def merged(low, high):
@@ -317,6 +317,8 @@ def test_presets_refuse_before_a_network_is_made(
         return dataclasses.replace(record, **changes) if kind == "diffusion_model" else record
 
     monkeypatch.setattr(RandomSource, "architecture", changed)
+    if "context_width" in changes:
+        monkeypatch.setattr(RandomSource, "family", FAMILIES["latent-diffusion"])
     with pytest.raises(ValueError, match=message):
         start("diffusion", PRESET | values)
 

@@ -18,7 +18,7 @@ SECOND_EPOCH = [1, 9, 2, 8, 3, 5, 0, 4, 7, 6]
 
 
 def numbered(count=10, **settings):
-    """Grey pictures whose level, caption and label are their number."""
+    """Make grey images whose level, caption and label are their number."""
     pictures = np.arange(count, dtype=np.uint8)[:, None, None, None] * np.ones((4, 4, 3), np.uint8)
     captions = [str(number) for number in range(count)]
     source = InMemory(pictures, captions, np.arange(count))
@@ -89,7 +89,7 @@ def test_crops_and_flips_follow_from_the_place():
 
 @pytest.fixture
 def folder(tmp_path):
-    """Ten pictures, of which 9 is damaged, 4 missing and 5 no picture."""
+    """Make ten images, of which 9 is damaged, 4 missing and 5 no image."""
     names = [f"{number}.png" for number in range(10)]
     for number, name in enumerate(names):
         Image.new("RGB", (4, 4), (number,) * 3).save(tmp_path / name)
@@ -152,7 +152,7 @@ def test_captions_may_be_left_out_or_too_long():
 
 
 class Watched:
-    """Counts the batches that are made."""
+    """Data that counts its batches."""
 
     def __init__(self, data):
         self.data = data

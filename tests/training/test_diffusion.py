@@ -24,12 +24,7 @@ from kdiffusion.models.architectures import (
     DiffusionArchitecture,
     TextEncoderArchitecture,
 )
-from kdiffusion.training import (
-    DiffusionTrainer,
-    Loop,
-    LoopSettings,
-    Objective,
-)
+from kdiffusion.training import DiffusionTrainer, Objective
 from kdiffusion.training import random as draws
 from kdiffusion.training.loop import gradients
 from kdiffusion.training.trainers.diffusion_objective import (
@@ -39,6 +34,7 @@ from kdiffusion.training.trainers.diffusion_objective import (
     target,
     timesteps,
 )
+from kdiffusion.weights.variables import arrays_of
 
 # As few layers as there are kinds of them: building and compiling is what takes time here.
 NETWORK = DiffusionArchitecture(
@@ -262,7 +258,7 @@ def test_nothing_is_dropped_unless_asked_for():
 
 
 def gradients_of(trainer, batch):
-    """Gradients by path, as `Loop` computes them."""
+    """Compute gradients by path, as `Loop` does."""
     optimizer = keras.optimizers.SGD(1.0)
     optimizer.build(trainer.groups["model"])
     programs = gradients.programs(trainer, {"model": optimizer}, (), jit_compile=False)
@@ -309,10 +305,10 @@ def test_gradient_checkpointing_gives_the_same_gradients():
         np.testing.assert_allclose(found[path], gradient, atol=1e-4 * scale, err_msg=path)
 
 
-@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
-def test_fit_lowers_the_loss(policy):
+@pytest.mark.slow
+def test_fit_lowers_the_loss():
     keras.utils.set_random_seed(3)
-    model = DiffusionModel(dataclasses.replace(NETWORK, num_classes=5), dtype=policy)
+    model = DiffusionModel(dataclasses.replace(NETWORK, num_classes=5))
     trainer = DiffusionTrainer(model, SCHEDULE, objective=Objective(caption_dropout=0.1))
     trainer.compile(keras.optimizers.Adam(3e-3), jit_compile=False)
     batch = {"images": images(8), "label": np.arange(8, dtype="int32") % 5}
@@ -320,24 +316,12 @@ def test_fit_lowers_the_loss(policy):
     assert np.mean(history[-5:]) < 0.8 * np.mean(history[:5])
 
 
-def test_fit_leaves_the_encoders_alone():
-    trainer = latent_trainer(network)
-    before = [ops.convert_to_numpy(v.value) for v in trainer.image_encoder.variables]
-    weights = trainer.diffusion_model.get_weights()
-    trainer.compile(keras.optimizers.Adam(1e-2), jit_compile=False)
-    trainer.fit({"images": images()}, batch_size=2, epochs=1, verbose=0)
-    after = [ops.convert_to_numpy(v.value) for v in trainer.image_encoder.variables]
-    keras.tree.map_structure(np.testing.assert_array_equal, before, after)
-    moved = [np.abs(a - b).max() for a, b in zip(weights, trainer.diffusion_model.get_weights())]
-    assert min(moved) > 0
-
-
-class InMemory:
-    def __init__(self, batch):
-        self.all = batch
-
-    def batch(self, step, size):
-        return {name: values[:size] for name, values in self.all.items()}
+def test_encoders_are_among_the_variables_that_fit_leaves_alone():
+    trainer = latent_trainer(shared_network)
+    fixed = {id(v) for v in trainer.non_trainable_variables}
+    assert {id(v) for v in trainer.image_encoder.variables} <= fixed
+    trained = [id(v) for v in trainer.trainable_variables]
+    assert trained == [id(v) for v in trainer.diffusion_model.trainable_variables]
 
 
 # ── whole models ──────────────────────────────────────────────────────────────────────────────
@@ -363,18 +347,18 @@ def test_a_trainer_of_a_model_trains_and_saves_it(tmp_path):
     )
     assert model.diffusion_model.gradient_checkpointing
     assert trainer.diffusion_model is model.diffusion_model
-    settings = {"num_steps": 2, "seed": 0, "verbose": 0}
-    before = model.text_to_image("a", **settings)
     batch = {"images": random(4, 16, 16, 3), "tokens": model.tokenizer.rows(["a", "b", "c", ""])}
-    settings_of_loop = LoopSettings(batch_size=4, verbose=False, jit_compile=False)
-    optimizer = keras.optimizers.Adam(1e-2)
-    Loop(trainer, optimizer, InMemory(batch), tmp_path / "run", settings_of_loop).run(3)
-    after = model.text_to_image("a", **settings)
-    assert np.abs(after.astype(int) - before).max() > 1
+    assert losses(trainer, batch)[0].shape == (4,)
+    for variable in trainer.trainable_variables:  # as if they were trained
+        variable.assign(variable + 0.25)
     trainer.save(tmp_path / "model")
     loaded = StableDiffusion.from_preset(tmp_path / "model", jit_compile=False)
-    again = loaded.text_to_image("a", **settings)
-    assert np.abs(again.astype(int) - after).max() <= 1
+    for part in loaded.components():
+        expected = arrays_of(model.components()[part].load(model))
+        for path, array in arrays_of(loaded.components()[part].load(loaded)).items():
+            np.testing.assert_array_equal(array, expected[path], err_msg=path)
+    assert loaded.tokenizer.vocab == model.tokenizer.vocab
+    assert (loaded.schedule, loaded.img_height) == (model.schedule, 16)
 
 
 def test_what_is_cached_is_not_loaded():

@@ -10,19 +10,18 @@ import numpy as np
 import pytest
 from keras import ops
 from PIL import Image
-from tiny_trainer import SIZE, TinyData, TinyTrainer
+from tiny_trainer import SIZE, TinyData, TinyTrainer, TwoGroups
 
 from kdiffusion.training import Loop, LoopSettings
 from kdiffusion.training.loop import checkpoints, gradients, interruption
 from kdiffusion.training.loop import loop as loop_module
 from kdiffusion.training.loop import report
 from kdiffusion.training.loop.report import read_log
-from kdiffusion.training.trainers.base import Trainer
 
 
 @pytest.fixture(autouse=True)
 def without_curves(monkeypatch):
-    """Drawing them takes longer than training these."""
+    """Plot no curves, which takes longer than training these."""
     monkeypatch.setattr(report, "plot_curves", lambda _: None)
 
 
@@ -163,27 +162,6 @@ def test_averaged_weights_are_lent(tmp_path):
     assert_equal(values(loop.averages.variables), averages)
 
 
-class TwoGroups(Trainer):
-    """Each loss depends on both variables, and moves only its own."""
-
-    separable = False
-
-    def __init__(self):
-        super().__init__(name="two_groups")
-        self.a = self.add_weight(shape=(3,), initializer="ones", name="a")
-        self.b = self.add_weight(shape=(3,), initializer="ones", name="b")
-
-    @property
-    def groups(self):
-        return {"first": [self.a], "second": [self.b]}
-
-    def losses(self, batch, key, step):
-        x = ops.mean(ops.convert_to_tensor(batch["images"]), axis=(1, 2))
-        first = ops.sum(self.a * self.b * (2.0 + x), axis=-1)
-        second = ops.sum(self.a * self.b**2 * (3.0 + x), axis=-1)
-        return {"first": first, "second": second}, {}
-
-
 def test_each_loss_moves_its_own_variables(tmp_path):
     optimizers = {"first": keras.optimizers.SGD(0.1), "second": keras.optimizers.SGD(0.01)}
     loop = make(tmp_path, TwoGroups(), optimizers)
@@ -203,7 +181,7 @@ def test_one_optimizer_is_copied_for_each_group(tmp_path):
 
 
 class Scalars(TinyTrainer):
-    """With a variable of one number, as CLIP's temperature is."""
+    """A trainer with a variable of one number, as CLIP's temperature is."""
 
     def __init__(self):
         super().__init__()
@@ -229,7 +207,7 @@ def test_optimizers_move_chunks_as_they_move_all(tmp_path, monkeypatch, optimize
 
 
 class BrokenData(TinyData):
-    """The sample of number 19 is NaN in some epochs."""
+    """Data whose sample 19 is NaN in some epochs."""
 
     def __init__(self, epochs):
         super().__init__()

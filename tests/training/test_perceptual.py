@@ -16,7 +16,7 @@ def pictures(seed, size=16):
 
 
 def files(folder, **changes):
-    """Both files under the public names; a change of `None` leaves a tensor out."""
+    """Write both files under the public names; a change of `None` leaves a tensor out."""
     generator = np.random.default_rng(0)
     shapes = {
         "features.0.weight": (4, 3, 3, 3),

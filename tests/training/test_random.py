@@ -25,7 +25,7 @@ def words(text):
 
 
 def numpy_words(seed, step, index, size, purpose):
-    """The random bits of one sample each, by plain Python integers."""
+    """Compute the random bits of one sample each by plain Python integers."""
 
     def threefry(key, counter):
         keys = (*key, key[0] ^ key[1] ^ 0x1BD11BDA)

@@ -4,10 +4,10 @@ import keras
 import numpy as np
 import pytest
 from keras import ops
-from tiny_trainer import TinyTrainer, pictures
+from tiny_trainer import TinyTrainer, TwoGroups, pictures
 
-import kdiffusion.training
 from kdiffusion.training.trainers.base import sample_index
+from kdiffusion.training.trainers.group_optimizer import GroupOptimizer
 
 
 def compiled(jit_compile=False):
@@ -45,7 +45,17 @@ def test_evaluation_moves_nothing():
     assert trainer.evaluate({"images": pictures(8)}, batch_size=8, verbose=0) == first
 
 
-def test_places_are_told_or_counted():
+def test_each_group_follows_its_own_optimizer():
+    trainer = TwoGroups()
+    optimizers = {"first": keras.optimizers.SGD(0.1), "second": keras.optimizers.SGD(0.0)}
+    trainer.compile(GroupOptimizer(optimizers, trainer.groups), jit_compile=False)
+    trainer.fit({"images": pictures(4)}, batch_size=4, verbose=0)
+    moved = [np.any(variable.numpy() != 1.0) for variable in (trainer.a, trainer.b, trainer.c)]
+    assert moved == [True, False, False]
+    assert [v.name for v in trainer.non_trainable_variables if v is not trainer.steps] == ["c"]
+
+
+def test_the_index_of_samples_is_given_or_counted():
     images = pictures(3)
     np.testing.assert_array_equal(sample_index({"images": images}), [0, 1, 2])
     np.testing.assert_array_equal(
@@ -84,11 +94,3 @@ def test_several_devices_are_refused(monkeypatch):
     monkeypatch.setattr(keras.distribution, "distribution", lambda: "DataParallel")
     with pytest.raises(ValueError, match="Received: 'DataParallel'.*kdiffusion.training.Loop"):
         trainer.fit({"images": pictures(8)}, verbose=0)
-
-
-def test_public_names_are_there():
-    for name in kdiffusion.training.__all__:
-        assert getattr(kdiffusion.training, name).__name__ == name
-    assert set(kdiffusion.training.__all__) <= set(dir(kdiffusion.training))
-    with pytest.raises(AttributeError, match="no attribute 'Lop'"):
-        kdiffusion.training.Lop

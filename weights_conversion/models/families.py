@@ -288,9 +288,9 @@ def family_of(
 ) -> Family:
     """Return the family of a folder or of models in memory, told from their parts.
 
-    Of the families that have most of the parts, one is taken whose diffusion model has such
-    fields, and of these the one that lacks the fewest parts. If the fields fit none, the result is
-    the nearest family, whose pipeline refuses the network with a better message.
+    Of the families whose diffusion model has such fields, the one is taken that has the most parts,
+    and of these the one that lacks the fewest. If the fields fit none, the result is the nearest
+    family, whose pipeline refuses the network with a better message.
 
     Args:
         has: tells if a part is there.
@@ -309,13 +309,13 @@ def family_of(
     def takes(family: Family, there: list[Part]) -> bool:
         network = next((part for part in there if part.name == NETWORK), None)
         try:
-            return network is None or fields is None or family.takes(fields(network))
+            return network is not None and (fields is None or family.takes(fields(network)))
         except CheckpointError:  # a network of another kind
             return False
 
-    def fit(family: Family) -> tuple[int, bool, int]:
+    def fit(family: Family) -> tuple[bool, int, int]:
         there = [part for part in family.parts if has(part)]
-        return len(there), takes(family, there), -len(family.parts)
+        return takes(family, there), len(there), -len(family.parts)
 
     best = max(FAMILIES.values(), key=fit)
     return best if any(map(has, best.parts)) else UNKNOWN

@@ -36,7 +36,11 @@ from kdiffusion.training.loop.identity import check_known, optimizer_fields, set
 from kdiffusion.training.trainers import clip_initialization
 from kdiffusion.training.trainers.autoencoder import AutoencoderTrainer
 from kdiffusion.training.trainers.base import Trainer
-from kdiffusion.training.trainers.clip import CLIPTrainer, exclude_from_decay
+from kdiffusion.training.trainers.clip import (
+    CLIPTrainer,
+    check_tokenizer,
+    exclude_from_decay,
+)
 from kdiffusion.training.trainers.diffusion import DiffusionTrainer
 from kdiffusion.training.trainers.discriminator import Discriminator
 from kdiffusion.training.trainers.perceptual import Perceptual
@@ -133,7 +137,7 @@ def _materials(configuration, folder) -> Materials:
     checks.check_files(configuration)
     if folder is not None:
         checks.check_writable(folder, "the run's folder")
-        checks.check_unused(folder)
+        checks.check_free(folder)
         check_known(folder, known_identity(configuration, optimizer))
     images = checks.image_folder(configuration.data)
     return Materials(optimizer, images, checks.augmentation_layers(configuration.data))
@@ -162,30 +166,19 @@ def _diffusion(configuration, materials, folder, progress):
     checks.check_diffusion(configuration, model, materials.images)
     if folder is not None:
         check_known(folder, {"trainer": _known_trainer(configuration, model)})
-    texts = "text_encoder" in model.components()
-    tokenizer = model.tokenizer if texts else None
+    tokenizer = model.tokenizer if "text_encoder" in model.components() else None
     size = model.img_height, model.img_width
     data = _data(configuration, materials, size, tokenizer)
-    trained = configuration.train_text_encoder
-    empty: dict[str, Any] = {}
-    kept: tuple[str, ...] = ()
+    of_cache: dict[str, Any] = {}
     if configuration.data.cache is not None:
-        parts = {"image_encoder": model.image_encoder}
-        if texts and not trained:
-            parts["text_encoder"] = model.text_encoder
-        data = cached(data, configuration.data.cache, progress=progress, **parts)
-        names = {"image_encoder": "latents", "text_encoder": "context"}
-        kept = tuple(names[part] for part in parts)
-        if data.empty_context is not None:
-            empty = {"empty": {"context": data.empty_context}}
+        data, of_cache = _cached(configuration, model, data, progress)
     trainer = DiffusionTrainer.from_model(
         model,
-        cached=kept,
         gradient_checkpointing=configuration.gradient_checkpointing,
         objective=configuration.objective,
-        train_text_encoder=trained,
+        train_text_encoder=configuration.train_text_encoder,
         draw=_generate(model, configuration, materials.images),
-        **empty,
+        **of_cache,
     )
     return Job(trainer, materials.optimizer, data, configuration)
 
@@ -222,6 +215,19 @@ def _known_trainer(configuration, model):
         "objective": fields(configuration.objective),
         "train_text_encoder": configuration.train_text_encoder,
     }
+
+
+def _cached(configuration, model, data, progress):
+    """Cache what fixed encoders return; return the data and what the trainer has to know of it."""
+    encoders, values = {"image_encoder": model.image_encoder}, ["latents"]
+    if "text_encoder" in model.components() and not configuration.train_text_encoder:
+        encoders["text_encoder"] = model.text_encoder
+        values.append("context")
+    data = cached(data, configuration.data.cache, progress=progress, **encoders)
+    of_cache: dict[str, Any] = {"cached": values}
+    if data.empty_context is not None:
+        of_cache["empty"] = {"context": data.empty_context}
+    return data, of_cache
 
 
 def _generate(model, configuration, images) -> Callable[[int], np.ndarray]:
@@ -285,11 +291,11 @@ def _clip(configuration, materials):
     parts, dtype = configuration.model, configuration.dtype
     if parts is None:
         text_encoder, image_tower = clip_folder.architectures(configuration.preset)
-        tokenizer = clip_folder.tokenizer_of(configuration.preset)
     else:
         text_encoder, image_tower = parts.text_encoder, parts.image_tower
-        tokenizer = open_tokenizer(parts.tokenizer, text_encoder)
-    checks.check_clip_run(configuration, image_tower, text_encoder, tokenizer)
+    checks.check_clip_run(configuration, image_tower)
+    tokenizer = _tokenizer_of_clip(configuration, text_encoder)
+    check_tokenizer(tokenizer, text_encoder)
     data = _data(configuration, materials, (image_tower.image_size,) * 2, tokenizer)
     if parts is None:
         trainer = CLIPTrainer.from_folder(configuration.preset, dtype)
@@ -301,6 +307,19 @@ def _clip(configuration, materials):
         trainer = CLIPTrainer(tower, encoder, tokenizer=tokenizer)
     optimizer = exclude_from_decay(materials.optimizer, trainer)
     return Job(trainer, optimizer, data, configuration)
+
+
+def _tokenizer_of_clip(configuration, text_encoder):
+    """Open the tokenizer of a new CLIP, or read that of the preset."""
+    if configuration.preset is None:
+        return open_tokenizer(configuration.model.tokenizer, text_encoder)
+    tokenizer = clip_folder.tokenizer_of(configuration.preset)
+    if tokenizer is None:
+        raise ValueError(
+            f"{configuration.preset!r} holds no tokenizer. Put the one that it was trained with "
+            "into its folder `tokenizer`."
+        )
+    return tokenizer
 
 
 def _data(

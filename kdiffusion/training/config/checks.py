@@ -20,7 +20,6 @@ from kdiffusion.models.architectures import (
     TextEncoderArchitecture,
 )
 from kdiffusion.pipelines.settings import Settings
-from kdiffusion.text.tokenizer import SimpleTokenizer
 from kdiffusion.training.config.schema import (
     AutoencoderConfiguration,
     CLIPConfiguration,
@@ -95,7 +94,7 @@ def check_writable(folder: Path, name: str) -> None:
         )
 
 
-def check_unused(folder: Path) -> None:
+def check_free(folder: Path) -> None:
     """Refuse the folder of a run that another process trains in.
 
     Args:
@@ -212,29 +211,16 @@ def check_autoencoder_run(
             )
 
 
-def check_clip_run(
-    configuration: CLIPConfiguration,
-    image_tower: ImageTowerArchitecture,
-    text_encoder: TextEncoderArchitecture,
-    tokenizer: SimpleTokenizer | None,
-) -> None:
+def check_clip_run(configuration: CLIPConfiguration, image_tower: ImageTowerArchitecture) -> None:
     """Refuse a CLIP that cannot be trained as configured.
 
     Args:
         configuration: `CLIPConfiguration`.
         image_tower: `ImageTowerArchitecture`, new or of the preset.
-        text_encoder: `TextEncoderArchitecture`, likewise.
-        tokenizer: `SimpleTokenizer`, likewise.
 
     Raises:
         ValueError: If something does not fit together.
     """
-    if tokenizer is None:
-        raise ValueError(
-            f"{configuration.preset!r} holds no tokenizer. Put the one that it was trained with "
-            "into its folder `tokenizer`."
-        )
-    check_tokenizer(tokenizer, text_encoder)
     side = image_tower.image_size
     for name in ("height", "width"):
         value = getattr(configuration.data, name)
