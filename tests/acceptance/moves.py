@@ -1,4 +1,4 @@
-"""Modules have moved and nothing changed for users: pictures, tokens, weights, files and texts.
+"""Modules have moved and nothing changed for users: images, tokens, weights, files and texts.
 
     python tests/acceptance/moves.py [--data FOLDER] [--record]
 
@@ -49,8 +49,6 @@ GENERATE = """generate --preset {preset} --steps 4 --seed 42 --sampler dpmpp_2m 
     --negative-prompt blurry --batch-size 2 --guidance-rescale 0.7 --output {preset}.png --quiet"""
 # The child's folder holds two saved models.
 COMMANDS = (
-    "kdiffusion samplers",
-    "kdiffusion samplers --json",
     "kdiffusion inspect random-tiny",
     "weights_conversion inspect random-tiny",
     "weights_conversion inspect random-tiny --json",
@@ -92,7 +90,7 @@ def main():
 
 
 def run_child(backend, folder):
-    """What a backend makes: texts by name, arrays by kind and name, and what it was made by."""
+    """Return the results of a backend: texts by name, arrays by kind and name, its versions."""
     folder.mkdir()
     command = [sys.executable, __file__, "--child", str(folder)]
     subprocess.run(command, env=environment(backend), check=True)
@@ -104,7 +102,7 @@ def run_child(backend, folder):
 
 
 def environment(backend):
-    """Variables of a child process, which may run in another folder."""
+    """Return the variables of a child process, which may run in another folder."""
     variables = {key: value for key, value in os.environ.items() if key not in NUMERICS}
     places = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
     variables["PYTHONPATH"] = os.pathsep.join(map(os.path.abspath, places))
@@ -112,7 +110,7 @@ def environment(backend):
 
 
 def surroundings(backend):
-    """What rounding depends on."""
+    """Return the versions and processor features that rounding depends on."""
     libraries = ("keras", "numpy", *LIBRARIES[backend])
     versions = {name: version(name) for name in libraries}
     try:
@@ -126,7 +124,7 @@ def surroundings(backend):
 
 
 def run_commands(folder, found):
-    """The command lines: their output, the files that they write, and pictures with their texts."""
+    """Run the command lines: keep their output, their files, and images with their texts."""
     for command in COMMANDS:
         found["texts"][f"$ {command}"] = run(command.split(), folder)
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
@@ -146,7 +144,7 @@ def run_commands(folder, found):
 
 
 def train(folder, found):
-    """Runs of the command line go on from where an older commit left them; new ones begin alike."""
+    """Continue runs that an older commit began, and begin new ones."""
     for name in ("folders", "command_line"):
         with zipfile.ZipFile(GOLDEN / f"{name}.zip") as file:
             file.extractall(folder / name)
@@ -183,7 +181,7 @@ def run(command, folder):
 
 
 def record(folder, found):
-    """Write what was found; texts are those of all backends."""
+    """Write the results; texts are those of all backends."""
     texts, arrays, values = {}, {}, {}
     for backend, results in found.items():
         for name, text in results["texts"].items():
@@ -209,7 +207,7 @@ def read(folder):
 
 
 def check_texts(recorded, found):
-    """Tokens, digests of files, and what is printed or stands in pictures."""
+    """Compare tokens, digests of files, and printed or stored texts."""
     texts = recorded["texts"]
     for backend, results in found.items():
         own = results["texts"]
@@ -223,7 +221,7 @@ def check_texts(recorded, found):
 
 
 def check_numbers(backend, recorded, found):
-    """Pictures and weights: to the byte where they were recorded, else within the bars."""
+    """Compare images and weights: to the byte where they were recorded, else within the bars."""
     other = {
         name
         for name in {**recorded["surroundings"], **found["surroundings"]}
@@ -255,7 +253,7 @@ def check_numbers(backend, recorded, found):
 
 
 def check_values(backend, recorded, found, other):
-    """Digests of all weights, which the arrays hold a part of, and the figures of training."""
+    """Compare digests of all weights, of which the arrays hold a part, and figures of training."""
     if not other:
         equal = sum(found["digests"].get(n) == text for n, text in recorded["digests"].items())
         print(f"{backend}: {equal} of {len(recorded['digests'])} digests of weights equal")
