@@ -4,7 +4,7 @@
 
 Half of the prompts show what training does not, the others are of a form that training does not
 have. The detector of `scenes_detector.py` judges. Each picture is also judged by another prompt,
-which tells what luck gives. CLIP has to find the picture of each of 256 held-out captions.
+which tells the chance level. CLIP has to find the picture of each of 256 held-out captions.
 """
 
 import argparse
