@@ -106,10 +106,11 @@ class LatentPipeline(Pipeline):
             latent cell, where the family has one; else the decoder's images.
         """
         codec, family = self.architecture("image_decoder"), self.source.family
+        matrix = np.array(family.preview or ())
         # The matrix is of the family's public autoencoder, which its scale tells from others.
-        if family.preview is None or codec.latent_scale != family.latent_scale:
+        if (len(matrix), family.latent_scale) != (codec.latent_channels, codec.latent_scale):
             return self.decode(latents)
-        return images.preview(latents, max(codec.downsampling // 2, 1), np.asarray(family.preview))
+        return images.preview(latents, max(codec.downsampling // 2, 1), matrix)
 
     def latent_shape(self, height: int | None, width: int | None) -> tuple[int, int, int]:
         """See `Pipeline.latent_shape`."""
