@@ -5,8 +5,8 @@
 The results of the commit before the move, with public names and the command line alone, are in
 `moves.npz` and `moves.json` beside this file. On a processor and with versions like those of the
 recording, images and the weights that JAX trains have to be equal to the byte. Weights that
-TensorFlow trains may be off by 1e-7: its graph optimizer orders the terms of a gradient's sum by the
-names of operations, and these moved too; with it switched off the bytes are equal. Elsewhere an
+TensorFlow trains may be off by 1e-7: its graph optimizer orders the terms of a gradient by the
+names of operations, which moved too; with it switched off the bytes are equal. Elsewhere an
 image may be off by 1/255, weights by 1e-4 of their norm and figures of training by 1e-2. Tokens,
 files and texts are the same everywhere. Runs of `kdiffusion train` that the older commit began are
 continued, see `golden/make_before_the_move.py`.
