@@ -1,4 +1,4 @@
-"""Writes `before_the_move/`: files of users, as the commit before modules moved wrote them.
+"""Write `before_the_move/`: files of users, as the commit before modules moved wrote them.
 
     python tests/golden/make_before_the_move.py
 
@@ -194,7 +194,7 @@ def inputs_of(name, generator):
 
 
 def compute(model, inputs):
-    """What a network makes of inputs, by name."""
+    """Return the outputs of a network, by name."""
     if "" in inputs:
         outputs = model(inputs[""])
     elif "0" in inputs:
@@ -303,7 +303,7 @@ def thin(run):
 
 
 def fill_cache(folder):
-    """What `cached` computes, or finds in the folder, of the data."""
+    """Return what `cached` computes of the data, or finds in the folder."""
     encoders = {"image_encoder": load("image_encoder"), "text_encoder": load("text_encoder")}
     return cached(data(), folder, **encoders, batch_size=2).batch(0, COUNT)
 
